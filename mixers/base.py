@@ -1,0 +1,141 @@
+"""The contract of a token mixer.
+
+Axis letters: B batch, N tokens, C channels, H height, W width, T frames. `*grid` is (N,), (H, W) or (T, H, W).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+
+MIXERS: dict[str, type[Mixer]] = {}
+
+Grid = tuple[int, ...]
+
+
+class Mixer(nn.Module):
+    """Base class of all token mixers.
+
+    A subclass names itself in the class statement and is found from then on:
+
+        class Pooling(Mixer, name="pooling"):
+            def __init__(self, dim, *, pool_size: int = 3): ...
+
+    `forward(x, *, mask=None)` takes and returns channels-last tokens `(B, *grid, C)`. `mask` is `(B, *grid)` bool, True
+    for real tokens. A mixer with `packs = True` also takes `document_ids`, `(B, N)` integers that change where a new
+    packed document starts: nothing may cross that boundary.
+
+    The constructor takes `dim` and keyword-only options with type hints and defaults: they are the option schema. The
+    three names `grid`, `causal` and `layer_index` are reserved: `create_mixer` and the backbones fill them in for
+    constructors that ask for them.
+
+    Class data, held to by the tests:
+        axes: the ranks of grid that the mixer accepts.
+        causal: "can" (takes the option `causal`), "cannot" or "always".
+        needs_grid: parameters depend on the grid, which the constructor then needs; `resize_grid` changes it.
+        masks: honours `mask`. A mixer that does not refuses one.
+        packs: honours `document_ids`.
+        streams: has `init_state` and `step`, equal to the causal forward.
+        complexity: growth of time with the number of tokens N: "N", "N log N", "N sqrt(N)" or "N^2".
+        memory: growth of the activations with N, of the same form.
+        source: paper, year and arXiv id.
+        alternatives: for each option a value other than the default that has a visible effect, for the tests (booleans
+            need none).
+        inert: options that change neither output, parameters nor cost, such as a backend.
+    """
+
+    name: ClassVar[str]
+    axes: ClassVar[tuple[int, ...]] = (1, 2, 3)
+    causal: ClassVar[str] = "cannot"
+    needs_grid: ClassVar[bool] = False
+    masks: ClassVar[bool] = False
+    packs: ClassVar[bool] = False
+    streams: ClassVar[bool] = False
+    complexity: ClassVar[str] = "N"
+    memory: ClassVar[str] = "N"
+    source: ClassVar[str] = ""
+    alternatives: ClassVar[Mapping[str, Any]] = {}
+    inert: ClassVar[frozenset[str]] = frozenset()
+
+    grid: Grid | None = None
+    is_causal: bool = False
+    __call__: Callable[..., Tensor]
+
+    def __init_subclass__(cls, *, name: str | None = None) -> None:
+        super().__init_subclass__()
+        if name is None:  # a shared base of several mixers
+            return
+        other = MIXERS.get(name)
+        if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ConfigError(
+                f'mixer "{name}" exists already: {other.__module__}.{other.__qualname__}; '
+                f"{cls.__module__}.{cls.__qualname__} needs another name."
+            )
+        for parameter in list(inspect.signature(cls.__init__).parameters.values())[2:]:
+            if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+                raise ConfigError(
+                    f'mixer "{name}": the option "{parameter.name}" must be keyword-only; *args and **kwargs '
+                    "would swallow typos."
+                )
+        cls.name = name
+        MIXERS[name] = cls
+
+    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """Mix tokens `(B, *grid, C)` and return the same shape."""
+        raise NotImplementedError
+
+    def reset_parameters(self) -> None:
+        """Set the initial values. Called by the constructor; a backbone never overrides them."""
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that take no weight decay: by default all vectors and scalars."""
+        return {name for name, parameter in self.named_parameters() if parameter.ndim <= 1}
+
+    def resize_grid(self, grid: Grid) -> None:
+        """Change the grid that the parameters are made for, in place, by interpolation.
+
+        Raises:
+            ConfigError: the mixer depends on the grid and cannot be resized.
+        """
+        if self.needs_grid:
+            raise ConfigError(f'mixer "{self.name}" cannot be resized to another grid.')
+
+    def init_state(self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Any:
+        """The state before the first token, for `step`."""
+        raise ConfigError(f'mixer "{self.name}" does not stream.')
+
+    def step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """One token `(B, C)` with the state before it; returns its output `(B, C)` and the state after it."""
+        raise ConfigError(f'mixer "{self.name}" does not stream.')
+
+    @classmethod
+    def convert_official(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Map the parameter names and layouts of the published implementation to this class's."""
+        raise ConfigError(f'mixer "{cls.name}" has no official implementation to convert from.')
+
+    # -- helpers for subclasses
+
+    def refuse_mask(self, mask: Tensor | None) -> None:
+        """Raise when a mask is given to a mixer that cannot honour it."""
+        if mask is not None:
+            raise ConfigError(f'mixer "{self.name}" cannot honour a mask; see list_mixers(masks=True).')
+
+    def check_grid(self, x: Tensor) -> Grid:
+        """The grid of `x`, after checking its rank and, where parameters depend on it, its size."""
+        grid = tuple(x.shape[1:-1])
+        if len(grid) not in self.axes:
+            raise ConfigError(
+                f'mixer "{self.name}" takes {" or ".join(map(str, self.axes))} grid axes, not {len(grid)}: '
+                f"input of shape {tuple(x.shape)}."
+            )
+        if self.needs_grid and grid != self.grid:
+            raise ConfigError(
+                f'mixer "{self.name}" was built for the grid {self.grid}, not {grid}; use resize_grid(model, image_size).'
+            )
+        return grid

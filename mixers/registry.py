@@ -1,0 +1,188 @@
+"""Finding and building mixers by name."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..errors import ConfigError, did_you_mean, unknown
+from .base import MIXERS, Grid, Mixer
+
+# Filled in by `create_mixer` and the backbones, so not part of the options that a user sets.
+RESERVED = ("grid", "causal", "layer_index")
+_CAPABILITIES = ("axes", "causal", "needs_grid", "masks", "packs", "streams", "complexity")
+_discovered = False
+
+
+def discover() -> dict[str, type[Mixer]]:
+    """Import every module of this folder once, so that the mixers in them are registered."""
+    global _discovered
+    if not _discovered:
+        _discovered = True
+        package = __name__.rpartition(".")[0]
+        for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+            importlib.import_module(f"{package}.{module.name}")
+    return MIXERS
+
+
+def mixer_class(name: str, *, key: str = "mixer") -> type[Mixer]:
+    """The class registered under `name`.
+
+    Raises:
+        ConfigError: no such mixer; the message holds `key` and the nearest name.
+    """
+    found = discover().get(name) if isinstance(name, str) else None
+    if found is None:
+        raise unknown(key, name, MIXERS)
+    return found
+
+
+def list_mixers(**capabilities: Any) -> list[str]:
+    """Names of all mixers that have the given class data.
+
+    Example: `list_mixers(causal=True, streams=True)`, `list_mixers(axes=2)`. `causal=True` means that the mixer can be
+    causal ("can" or "always"), `causal=False` that it can be used without ("can" or "cannot"), a string is compared as
+    it is; `axes=2` that grids of rank 2 are accepted.
+
+    Raises:
+        ConfigError: unknown capability.
+    """
+    for key in capabilities:
+        if key not in _CAPABILITIES:
+            raise unknown("list_mixers", key, _CAPABILITIES)
+
+    def fits(cls: type[Mixer]) -> bool:
+        for key, wanted in capabilities.items():
+            has = getattr(cls, key)
+            if key == "axes":
+                ok = set([wanted] if isinstance(wanted, int) else wanted) <= set(has)
+            elif key == "causal" and isinstance(wanted, bool):
+                ok = has != ("cannot" if wanted else "always")
+            else:
+                ok = has == wanted
+            if not ok:
+                return False
+        return True
+
+    return sorted(name for name, cls in discover().items() if fits(cls))
+
+
+def mixer_options(name: str, *, key: str = "mixer") -> dict[str, inspect.Parameter]:
+    """The options of a mixer, from its constructor: name -> `inspect.Parameter` with default and resolved type hint."""
+    cls = mixer_class(name, key=key)
+    hints = typing.get_type_hints(cls.__init__)
+    parameters = list(inspect.signature(cls.__init__).parameters.values())[2:]
+    return {p.name: p.replace(annotation=hints.get(p.name, Any)) for p in parameters if p.name not in RESERVED}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value from YAML can be given for a type hint. Lists stand for tuples, integers for floats."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if hint is None or hint is type(None):
+        return value is None
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, arg) for arg in args)
+    if origin is typing.Literal:
+        return any(type(value) is type(arg) and value == arg for arg in args)
+    if origin in (tuple, list) or (isinstance(origin, type) and issubclass(origin, Iterable) and origin is not dict
+                                   and not issubclass(origin, Mapping)):
+        if not isinstance(value, (list, tuple)):
+            return False
+        if origin is tuple and args and args[-1] is not Ellipsis:
+            return len(value) == len(args) and all(map(_fits, value, args))
+        return all(_fits(v, args[0]) for v in value) if args else True
+    if origin is not None:
+        return isinstance(value, origin)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint) if isinstance(hint, type) else True
+
+
+def check_options(name: str, options: Mapping[str, Any], *, key: str = "mixer") -> None:
+    """Hold options against the constructor's signature.
+
+    Raises:
+        ConfigError: an unknown option or a value of the wrong type; the message starts with `key` and the option.
+    """
+    allowed = mixer_options(name, key=key)
+    for option, value in options.items():
+        if option not in allowed:
+            listed = ", ".join(sorted(allowed)) or "(none)"
+            raise ConfigError(
+                f'{key}.{option}: the mixer "{name}" has no such option.{did_you_mean(option, allowed)} '
+                f"Allowed: {listed}."
+            )
+        hint = allowed[option].annotation
+        if not _fits(value, hint):
+            shown = getattr(hint, "__name__", str(hint)) if typing.get_origin(hint) is None else str(hint)
+            raise ConfigError(f'{key}.{option}: {value!r} is not of type {shown.replace("typing.", "")} (mixer "{name}").')
+
+
+def create_mixer(
+    name: str,
+    dim: int,
+    *,
+    grid: Grid | None = None,
+    causal: bool = False,
+    layer_index: int = 0,
+    key: str = "mixer",
+    **options: Any,
+) -> Mixer:
+    """Build a token mixer.
+
+    Args:
+        name: a name from `list_mixers()`.
+        dim: number of channels C.
+        grid: size of the token grid, needed only by mixers with `needs_grid`.
+        causal: build the causal form; output t then depends on tokens up to t in raster order.
+        layer_index: position in the model, for the few mixers whose constants depend on it.
+        key: path of the configuration key, for error messages.
+        options: keyword-only arguments of the mixer's constructor; see `mixer_options(name)`.
+
+    Returns:
+        A module that maps `(B, *grid, C)` to the same shape.
+
+    Raises:
+        ConfigError: unknown mixer or option, wrong type, missing grid, or a mixer that cannot be causal.
+    """
+    cls = mixer_class(name, key=key)
+    if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
+        raise ConfigError(f"{key}.dim: {dim!r} is not a positive number of channels.")
+    check_options(name, options, key=key)
+    parameters = inspect.signature(cls.__init__).parameters
+    arguments = dict(options)
+    if cls.needs_grid:
+        if grid is None:
+            raise ConfigError(f'{key}: the mixer "{name}" has parameters that depend on the grid; pass grid=(H, W).')
+        if len(grid) not in cls.axes:
+            raise ConfigError(f'{key}: the mixer "{name}" takes {cls.axes} grid axes, not {len(grid)}: grid={tuple(grid)}.')
+    if "grid" in parameters and grid is not None:
+        arguments["grid"] = tuple(grid)
+    if causal and cls.causal == "cannot":
+        raise ConfigError(
+            f'{key}: the mixer "{name}" cannot be causal. Causal mixers: {", ".join(list_mixers(causal=True))}.'
+        )
+    if "causal" in parameters:
+        arguments["causal"] = causal
+    if "layer_index" in parameters:
+        arguments["layer_index"] = layer_index
+    return cls(dim, **arguments)
+
+
+def normalise(spec: str | Mapping[str, Any], *, key: str = "mixer") -> dict[str, Any]:
+    """A mixer as written in a config, a name or a mapping with `name` and options, as a checked mapping."""
+    entry = {"name": spec} if isinstance(spec, str) else dict(spec) if isinstance(spec, Mapping) else None
+    if entry is None or "name" not in entry:
+        raise ConfigError(f"{key}: {spec!r} is neither a mixer's name nor a mapping with the key `name`.")
+    options = {k: v for k, v in entry.items() if k != "name"}
+    check_options(entry["name"], options, key=key)
+    return entry
