@@ -26,21 +26,21 @@ TASKS: dict[str, type[Task]] = {}
 class Task:
     """Base class of all tasks. The loop knows nothing else about the data or the objective.
 
-    A subclass names itself in the class statement and is found from then on; its keyword-only constructor arguments, with
-    type hints and defaults, are the options that `task.<option>=...` sets. The constructor checks its options and touches
-    no file; `open` does.
+    A subclass names itself in the class statement and is found from then on; its keyword-only constructor arguments,
+    with type hints and defaults, are the options that `task.<option>=...` sets. The constructor checks its options and
+    touches no file; `open` does.
 
         class Digits(ImageTask, name="digits"):
             def __init__(self, *, label_smoothing: float = 0.0): ...
 
-    Data are reached by index: a split is `size(split)` samples, and `fetch` makes a batch of some of them. The loop owns
-    the order (a function of seed and epoch), so every task can be resumed in the middle of an epoch, sharded over
-    processes and loaded by worker processes, without doing anything for it. A task of random windows or synthetic
-    sequences treats the index as the window's or the sequence's number.
+    Data are reached by index: a split is `size(split)` samples, and `fetch` makes a batch of some of them. The loop
+    owns the order (a function of seed and epoch), so every task can be resumed in mid-epoch, sharded over processes and
+    loaded by worker processes, without doing anything for it. A task of random windows or synthetic sequences treats
+    the index as the window's or the sequence's number.
 
     A batch is a dict of tensors, first axis B. `"input"`, `"target"` and `"index"` (the sample numbers, int64, used in
-    error messages) are always there; a task may add others (`"mask"`, `"document_ids"`, `"position"`), which only its own
-    `loss` and `update` read.
+    error messages) are always there; a task may add others (`"mask"`, `"document_ids"`, `"position"`), which only its
+    own `loss` and `update` read.
 
     Class data:
         name: the name in the registry.
@@ -108,8 +108,8 @@ class Task:
     def model_kwargs(self) -> dict[str, Any]:
         """What the data demand of a model, given to `create_model`. Called after `open`.
 
-        Images: `num_classes`, `in_chans`, `image_size` (H, W). Text: `vocab_size`, `sequence_length`. Keys that the kind
-        of model does not know (a fully convolutional pyramid needs no image size) are dropped by the caller.
+        Images: `num_classes`, `in_chans`, `image_size` (H, W). Text: `vocab_size`, `sequence_length`. Keys that the
+        kind of model does not know (a fully convolutional pyramid needs no image size) are dropped by the caller.
         """
         raise NotImplementedError
 
