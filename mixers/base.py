@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from .state import keep_rows
 
 MIXERS: dict[str, type[Mixer]] = {}
 
@@ -47,6 +48,8 @@ class Mixer(nn.Module):
         source: paper, year and arXiv id.
         alternatives: for each option a value other than the default that has a visible effect, for the tests (booleans
             need none).
+        requires: for options that need others to have an effect, the values of these, e.g.
+            `{"sink_tokens": {"window": 3}}`; the tests set them on both sides of the comparison.
         inert: options that change neither output, parameters nor cost, such as a backend.
     """
 
@@ -61,6 +64,7 @@ class Mixer(nn.Module):
     memory: ClassVar[str] = "N"
     source: ClassVar[str] = ""
     alternatives: ClassVar[Mapping[str, Any]] = {}
+    requires: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     inert: ClassVar[frozenset[str]] = frozenset()
 
     grid: Grid | None = None
@@ -114,6 +118,22 @@ class Mixer(nn.Module):
         """One token `(B, C)` with the state before it; returns its output `(B, C)` and the state after it."""
         raise ConfigError(f'mixer "{self.name}" does not stream.')
 
+    def prefill(self, x: Tensor, *, mask: Tensor | None = None, state: Any = None) -> tuple[Tensor, Any]:
+        """A piece of a sequence `(B, N, C)` at once, with the state before it; by default that of an empty sequence.
+
+        Padding (`mask` False) may stand anywhere and leaves the state as it was. Returns the outputs and the state
+        after the last real token of every row. Mixers with a parallel form override this loop over `step`; the first axis of
+        every tensor in a state is the batch. The state given may be changed in place.
+        """
+        if state is None:
+            state = self.init_state(x.shape[0], device=x.device, dtype=x.dtype)
+        outputs = []
+        for t in range(x.shape[1]):
+            y_t, new = self.step(x[:, t], state)
+            state = new if mask is None else keep_rows(mask[:, t], new, state)
+            outputs.append(y_t)
+        return torch.stack(outputs, 1), state
+
     @classmethod
     def convert_official(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Map the parameter names and layouts of the published implementation to this class's."""
@@ -136,6 +156,7 @@ class Mixer(nn.Module):
             )
         if self.needs_grid and grid != self.grid:
             raise ConfigError(
-                f'mixer "{self.name}" was built for the grid {self.grid}, not {grid}; use resize_grid(model, image_size).'
+                f'mixer "{self.name}" was built for the grid {self.grid}, not {grid}; '
+                "use resize_grid(model, image_size)."
             )
         return grid
