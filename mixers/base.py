@@ -122,8 +122,8 @@ class Mixer(nn.Module):
         """A piece of a sequence `(B, N, C)` at once, with the state before it; by default that of an empty sequence.
 
         Padding (`mask` False) may stand anywhere and leaves the state as it was. Returns the outputs and the state
-        after the last real token of every row. Mixers with a parallel form override this loop over `step`; the first axis of
-        every tensor in a state is the batch. The state given may be changed in place.
+        after the last real token of every row. Mixers with a parallel form override this loop over `step`; the first
+        axis of every tensor in a state is the batch. The state given may be changed in place.
         """
         if state is None:
             state = self.init_state(x.shape[0], device=x.device, dtype=x.dtype)

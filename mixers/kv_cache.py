@@ -1,0 +1,191 @@
+"""Attention of some positions to others without an N x N mask, and the cache of keys and values for decoding.
+
+Axis letters: B batch, N tokens, M keys, S slots of the cache, H heads, G key-value heads, D channels per head.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Rule(NamedTuple):
+    """Which keys a query sees, by the positions p of both.
+
+    causal: only p_key <= p_query.
+    window: only |p_query - p_key| < window, the query's own token included; None for no limit.
+    sinks: the first tokens of a document, which stay visible outside the window. StreamingLLM (2023), arXiv:2309.17453.
+    slopes: (H,) of ALiBi, or None: `-slope * |p_query - p_key|` is added to the scores.
+    """
+
+    causal: bool
+    window: int | None = None
+    sinks: int = 0
+    slopes: Tensor | None = None
+
+
+class KeyValueCache(NamedTuple):
+    """Keys and values seen so far.
+
+    keys, values: (B, S, G, D); keys are stored with their rotary position.
+    positions: (B, S) int64, -1 for an empty slot.
+    length: (B,) int64, number of tokens so far in every row.
+    used: slots that may be filled. Without a window the position p lies in slot p and S grows by doubling; with a
+        window the sinks come first and the rest is a ring of `window` slots.
+    """
+
+    keys: Tensor
+    values: Tensor
+    positions: Tensor
+    length: Tensor
+    used: int
+
+
+def bias_of(rule: Rule, query: Tensor, key: Tensor, valid: Tensor | None = None) -> Tensor:
+    """What `scaled_dot_product_attention` takes as `attn_mask`.
+
+    Args:
+        query: (B, N) or (1, N) positions.
+        key: (B, M) or (1, M) positions.
+        valid: bool that broadcasts to (B, N, M): further restrictions.
+
+    Returns:
+        (B or 1, 1, N, M) bool, or (B or 1, H, N, M) float32 with ALiBi.
+    """
+    distance = query[:, :, None] - key[:, None, :]
+    visible = (
+        torch.ones_like(distance, dtype=torch.bool)
+        if valid is None
+        else valid.expand(torch.broadcast_shapes(valid.shape, distance.shape))
+    )
+    if rule.causal:
+        visible = visible & (distance >= 0)
+    if rule.window is not None:
+        visible = visible & ((distance.abs() < rule.window) | (key[:, None, :] < rule.sinks))
+    if rule.slopes is None:
+        return visible[:, None]
+    bias = -rule.slopes[:, None, None] * distance.abs()[:, None].float()
+    return bias.masked_fill(~visible[:, None], float("-inf"))
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rule: Rule,
+    *,
+    positions: Tensor | None = None,
+    key_positions: Tensor | None = None,
+    segment: Tensor | None = None,
+    valid: Tensor | None = None,
+) -> Tensor:
+    """Softmax attention under a rule, a chunk of queries at a time: memory grows with N, time with N x window.
+
+    Args:
+        q: (B, N, H, D).
+        k, v: (B, M, G, D); head h uses key-value head h // (H / G).
+        positions: (B or 1, N) positions of the queries; by default 0 .. N-1.
+        key_positions: (B or 1, M) positions of the keys; by default those of the queries, and M = N.
+        segment: (B, N) number of the document of every token; only tokens of the same one see each other.
+        valid: (B, M) bool, False for keys that nobody may see.
+
+    Returns:
+        (B, N, H, D).
+    """
+    length, shared = q.shape[1], q.shape[2] != k.shape[2]
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    plain = rule.window is None and rule.slopes is None and segment is None and key_positions is None
+    if plain and not (rule.causal and valid is not None):
+        seen = None if valid is None else valid[:, None, None, :]
+        y = F.scaled_dot_product_attention(q, k, v, seen, is_causal=rule.causal, enable_gqa=shared)
+        return y.transpose(1, 2)
+    if positions is None:
+        positions = torch.arange(length, device=q.device)[None]
+    # keys in the order of the queries: a chunk of queries needs only the keys around it
+    sliced = key_positions is None
+    key_positions = positions if key_positions is None else key_positions
+    near = rule.window is not None and sliced and not (rule.sinks and segment is not None)
+    chunk = min(1024, max(128, rule.window)) if rule.window is not None else 256
+    outputs = []
+    for start in range(0, length, chunk):
+        stop = min(start + chunk, length)
+        low, high = 0, k.shape[2]
+        if near:
+            assert rule.window is not None
+            low = max(0, start - rule.window + 1)
+            high = stop if rule.causal else min(high, stop + rule.window - 1)
+        elif rule.causal and sliced:
+            high = stop
+        sinks = min(rule.sinks, low)
+
+        def keys(t: Tensor, axis: int, low: int = low, high: int = high, sinks: int = sinks) -> Tensor:
+            piece = t.narrow(axis, low, high - low)
+            return torch.cat([t.narrow(axis, 0, sinks), piece], axis) if sinks else piece
+
+        allowed = None if valid is None else keys(valid, 1)[:, None, :]
+        if segment is not None:
+            same = segment[:, start:stop, None] == keys(segment, 1)[:, None, :]
+            allowed = same if allowed is None else same & allowed
+        bias = bias_of(rule, positions[:, start:stop], keys(key_positions, 1), allowed)
+        bias = bias if bias.dtype == torch.bool else bias.to(q.dtype)
+        outputs.append(
+            F.scaled_dot_product_attention(q[:, :, start:stop], keys(k, 2), keys(v, 2), bias, enable_gqa=shared)
+        )
+    return torch.cat(outputs, 2).transpose(1, 2)
+
+
+def slots(rule: Rule, size: int, length: Tensor) -> Tensor:
+    """Position held by each of `size` slots (B, S) when `length` (B,) tokens have been seen; -1 for an empty slot."""
+    slot = torch.arange(size, device=length.device)[None]
+    last = length[:, None] - 1
+    if rule.window is None:
+        return torch.where(slot <= last, slot, -1)
+    ring = last - (last - slot).remainder(rule.window)  # the latest position that falls on this slot of the ring
+    return torch.where(
+        slot < rule.sinks, torch.where(slot <= last, slot, -1), torch.where(ring >= rule.sinks, ring, -1)
+    )
+
+
+def extend(cache: KeyValueCache, k: Tensor, v: Tensor, rule: Rule, added: Tensor) -> KeyValueCache:
+    """The cache after `added` (B,) more tokens per row, the first ones of k and v (B, N, G, D)."""
+    old = cache.keys.shape[1]
+    size = old
+    used = cache.used + k.shape[1]
+    if rule.window is None:
+        while size < used:
+            size *= 2
+    else:
+        used = min(used, size)
+    length = cache.length + added
+    positions = slots(rule, size, length)
+    slot = torch.arange(size, device=k.device)[None]
+    before = cache.length[:, None]
+    index = torch.where(positions >= before, old + positions - before, slot.clamp_max(old - 1))
+
+    def gather(stored: Tensor, new: Tensor) -> Tensor:
+        joined = torch.cat([stored, new.to(stored.dtype)], 1)
+        return joined.gather(1, index[:, :, None, None].expand(-1, -1, *stored.shape[2:]))
+
+    return KeyValueCache(gather(cache.keys, k), gather(cache.values, v), positions, length, used)
+
+
+def append(cache: KeyValueCache, k: Tensor, v: Tensor, rule: Rule) -> KeyValueCache:
+    """The cache after one more token per row, k and v (B, G, D); in place when no gradient is on."""
+    keys, values, positions = cache.keys, cache.values, cache.positions
+    if rule.window is None and cache.used == keys.shape[1]:
+        grown = cache.used
+        keys = torch.cat([keys, keys.new_zeros(keys.shape[0], grown, *keys.shape[2:])], 1)
+        values = torch.cat([values, values.new_zeros(values.shape[0], grown, *values.shape[2:])], 1)
+        positions = torch.cat([positions, positions.new_full((positions.shape[0], grown), -1)], 1)
+    elif torch.is_grad_enabled():
+        keys, values, positions = keys.clone(), values.clone(), positions.clone()
+    slot = cache.length
+    if rule.window is not None:
+        slot = torch.where(slot < rule.sinks, slot, rule.sinks + (slot - rule.sinks) % rule.window)
+    rows = torch.arange(keys.shape[0], device=keys.device)
+    keys[rows, slot], values[rows, slot], positions[rows, slot] = k.to(keys.dtype), v.to(values.dtype), cache.length
+    used = cache.used + 1 if rule.window is None else min(cache.used + 1, keys.shape[1])
+    return KeyValueCache(keys, values, positions, cache.length + 1, used)

@@ -1,0 +1,74 @@
+"""Positions of tokens inside a mixer: rotary embedding, ALiBi, packed documents, and padding moved to the end.
+
+Axis letters: B batch, N tokens, H heads, D channels per head, C channels.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def rotate(x: Tensor, positions: Tensor, theta: float = 10000.0) -> Tensor:
+    """Rotary position embedding, RoFormer (2021), arXiv:2104.09864.
+
+    Channel d < D/2 and channel d + D/2 form a pair that is turned by `position * theta ** (-2 d / D)`; computed in
+    float32.
+
+    Args:
+        x: (B, N, H, D), D even.
+        positions: (B, N) or (1, N) integers.
+        theta: base of the wavelengths.
+
+    Returns:
+        The same shape and dtype as `x`.
+    """
+    half = x.shape[-1] // 2
+    frequency = theta ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
+    angle = (positions.to(torch.float32)[..., None] * frequency)[:, :, None, :]
+    cos, sin = angle.cos(), angle.sin()
+    first, second = x.float().split(half, -1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
+
+
+def alibi_slopes(heads: int, device: torch.device | None = None) -> Tensor:
+    """Slopes of ALiBi (2021), arXiv:2108.12409: a geometric series for powers of two, else the paper's interleaving."""
+
+    def powers(n: int) -> list[float]:
+        return [2.0 ** (-8.0 * (i + 1) / n) for i in range(n)]
+
+    base = 2 ** math.floor(math.log2(heads))
+    slopes = powers(base) + powers(2 * base)[::2][: heads - base]
+    return torch.tensor(slopes, device=device)
+
+
+def segments(document_ids: Tensor) -> Tensor:
+    """Number of the packed document of every token, (B, N) -> (B, N) int64: an id may come back later."""
+    starts = torch.zeros_like(document_ids, dtype=torch.int64)
+    starts[:, 1:] = (document_ids[:, 1:] != document_ids[:, :-1]).long()
+    return starts.cumsum(1)
+
+
+def positions_in_segment(segment: Tensor) -> Tensor:
+    """Position of every token inside its document, (B, N) -> (B, N) int64."""
+    index = torch.arange(segment.shape[1], device=segment.device).expand_as(segment)
+    starts = torch.ones_like(segment, dtype=torch.bool)
+    starts[:, 1:] = segment[:, 1:] != segment[:, :-1]
+    return index - torch.where(starts, index, torch.zeros_like(index)).cummax(1).values
+
+
+def padding_last(mask: Tensor) -> Tensor:
+    """The order (B, N) that moves real tokens to the front of every row, keeping their order among themselves."""
+    return torch.argsort((~mask).to(torch.int8), dim=1, stable=True)
+
+
+def reorder(x: Tensor, order: Tensor) -> Tensor:
+    """`x` (B, N, ...) with the tokens of every row taken in the order (B, N)."""
+    return x.gather(1, order.view(*order.shape, *([1] * (x.ndim - 2))).expand_as(x))
+
+
+def put_back(x: Tensor, order: Tensor) -> Tensor:
+    """Inverse of `reorder`."""
+    return reorder(x, torch.argsort(order, dim=1))
