@@ -1,14 +1,14 @@
-"""Holding values from a config against the type hints of a constructor."""
+"""Options as constructor signatures: what may be given, of which type, and the error that names the full key path."""
 
 from __future__ import annotations
 
 import inspect
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from .errors import ConfigError, did_you_mean
+from .errors import ConfigError, did_you_mean, unknown
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -30,6 +30,8 @@ def fits(value: Any, hint: Any) -> bool:
         if origin is tuple and args and args[-1] is not Ellipsis:
             return len(value) == len(args) and all(map(fits, value, args))
         return all(fits(v, args[0]) for v in value) if args else True
+    if origin is not None:
+        return isinstance(value, origin)
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint is int:
@@ -37,40 +39,114 @@ def fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint) if isinstance(hint, type) else True
 
 
-def describe(hint: Any) -> str:
-    """A type hint as a user reads it: `int`, `float | None`, `Literal['a', 'b']`."""
-    shown = getattr(hint, "__name__", str(hint)) if typing.get_origin(hint) is None else str(hint)
-    return shown.replace("typing.", "")
+def _shown(hint: Any) -> str:
+    text = hint.__name__ if isinstance(hint, type) and typing.get_origin(hint) is None else str(hint)
+    return text.replace("typing.", "").replace("NoneType", "null")
 
 
-def options_of(cls: type) -> dict[str, inspect.Parameter]:
-    """The keyword-only arguments of a constructor: name -> parameter with default and resolved type hint."""
-    hints = typing.get_type_hints(cls.__init__)
-    parameters = inspect.signature(cls.__init__).parameters.values()
+def keyword_options(function: Callable[..., Any], reserved: Iterable[str] = ()) -> dict[str, inspect.Parameter]:
+    """The keyword-only parameters of a function or constructor, with resolved type hints, without the reserved ones."""
+    target = function.__init__ if isinstance(function, type) else function
+    hints = typing.get_type_hints(target)
+    skip = set(reserved)
     return {
         p.name: p.replace(annotation=hints.get(p.name, Any))
-        for p in parameters
-        if p.kind is inspect.Parameter.KEYWORD_ONLY
+        for p in inspect.signature(target).parameters.values()
+        if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name not in skip
     }
 
 
-def check(options: Mapping[str, Any], allowed: Mapping[str, inspect.Parameter], *, key: str, owner: str) -> None:
-    """Hold options against a constructor's parameters.
+def check_options(
+    options: Mapping[str, Any], allowed: Mapping[str, inspect.Parameter], *, key: str, owner: str
+) -> None:
+    """Hold given options against a signature.
 
     Args:
-        options: what the user gave.
-        allowed: from `options_of`.
-        key: path of the configuration key that holds the options.
-        owner: whose options they are, for the message, e.g. `the task "digits"`.
+        options: name -> value.
+        allowed: from `keyword_options`.
+        key: path of the mapping that holds the options, e.g. `model.stages[2].mixer`.
+        owner: what has the options, for the message, e.g. `mixer "pooling"`.
 
     Raises:
-        ConfigError: an unknown option or a value of the wrong type.
+        ConfigError: an unknown option, a value of the wrong type, or a missing option without a default.
     """
     for option, value in options.items():
         if option not in allowed:
             listed = ", ".join(sorted(allowed)) or "(none)"
-            hint = did_you_mean(option, allowed)
-            raise ConfigError(f"{key}.{option}: {owner} has no such option.{hint} Allowed: {listed}.")
-        annotation = allowed[option].annotation
-        if not fits(value, annotation):
-            raise ConfigError(f"{key}.{option}: {value!r} is not of type {describe(annotation)} ({owner}).")
+            raise ConfigError(
+                f"{key}.{option}: {owner} has no such option.{did_you_mean(option, allowed)} Allowed: {listed}."
+            )
+        hint = allowed[option].annotation
+        if not fits(value, hint):
+            raise ConfigError(f"{key}.{option}: {value!r} is not of type {_shown(hint)} ({owner}).")
+    for option, parameter in allowed.items():
+        if parameter.default is inspect.Parameter.empty and option not in options:
+            raise ConfigError(f"{key}.{option}: {owner} needs this option, of type {_shown(parameter.annotation)}.")
+
+
+def split_spec(spec: Any, *, key: str, kind: str) -> tuple[str, dict[str, Any]]:
+    """A part as written in a config, a name or a mapping with `name` and options, as (name, options)."""
+    if isinstance(spec, str):
+        return spec, {}
+    if isinstance(spec, Mapping) and isinstance(spec.get("name"), str):
+        return spec["name"], {k: v for k, v in spec.items() if k != "name"}
+    raise ConfigError(f"{key}: {spec!r} is neither the name of a {kind} nor a mapping with the key `name`.")
+
+
+class Parts:
+    """The parts of one kind that a config may name, such as norms: their classes by name.
+
+    Args:
+        kind: for messages, e.g. "norm".
+        reserved: keyword-only parameters that the caller of `build` fills in, not the config.
+    """
+
+    def __init__(self, kind: str, reserved: Iterable[str] = ()) -> None:
+        self.kind = kind
+        self.reserved = tuple(reserved)
+        self.entries: dict[str, Callable[..., Any]] = {}
+
+    def register(self, name: str) -> Callable[[Any], Any]:
+        """Decorator that enters a class or function under a name; a name can be used once."""
+
+        def enter(part: Any) -> Any:
+            if name in self.entries:
+                raise ConfigError(f'{self.kind} "{name}" exists already: {self.entries[name]}.')
+            self.entries[name] = part
+            return part
+
+        return enter
+
+    def check(self, spec: Any, *, key: str) -> tuple[str, dict[str, Any]]:
+        """Hold a part as written in a config against its class without building it; returns (name, options)."""
+        name, options = split_spec(spec, key=key, kind=self.kind)
+        if name not in self.entries:
+            raise unknown(key, name, self.entries)
+        allowed = keyword_options(self.entries[name], self.reserved)
+        check_options(options, allowed, key=key, owner=f'{self.kind} "{name}"')
+        return name, options
+
+    def build(self, spec: Any, *args: Any, key: str, **filled_in: Any) -> Any:
+        """Build a part from its config.
+
+        Args:
+            spec: a name, or a mapping with `name` and options.
+            args: positional arguments of the class.
+            key: path of the configuration key, for messages.
+            filled_in: values for the reserved parameters; given only to classes that have them.
+        """
+        name, options = self.check(spec, key=key)
+        part = self.entries[name]
+        target = part.__init__ if isinstance(part, type) else part
+        takes = inspect.signature(target).parameters
+        return part(*args, **options, **{k: v for k, v in filled_in.items() if k in takes})
+
+
+def build_dataclass(cls: type, values: Mapping[str, Any], *, key: str) -> Any:
+    """An instance of a config dataclass from a mapping, after checking names and types.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type or a missing key; the message starts with the full path.
+    """
+    check_options(values, keyword_options(cls), key=key, owner=f"{cls.__name__}")
+    return cls(**values)

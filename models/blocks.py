@@ -1,0 +1,105 @@
+"""The MetaFormer block. Yu et al. (2021), arXiv:2111.11418.
+
+Axis letters: B batch, C channels; `*grid` is (N,), (H, W) or (T, H, W).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.layers import DropPath, trunc_normal_
+from torch import Tensor, nn
+
+from ..mixers import Mixer
+from ..schema import Parts
+from .channel_mixers import CHANNEL_MIXERS
+from .norms import NORMS
+
+BLOCKS = Parts("block", reserved=("norm", "mixer", "channel_mixer", "layer_scale", "res_scale", "drop_path", "key"))
+
+
+def scaled_sum(x: Tensor, branch: Tensor, res_scale: Tensor | None, layer_scale: Tensor | None) -> Tensor:
+    """`res_scale * x + layer_scale * branch`, where None stands for 1."""
+    if layer_scale is not None:
+        if res_scale is None:
+            return torch.addcmul(x, branch, layer_scale)
+        branch = branch * layer_scale
+    return x + branch if res_scale is None else torch.addcmul(branch, x, res_scale)
+
+
+@BLOCKS.register("metaformer")
+class MetaFormerBlock(nn.Module):
+    """`x <- r1 x + l1 mix(norm1(x)); x <- r2 x + l2 mlp(norm2(x))`, on `(B, *grid, C)`.
+
+    Args:
+        dim: channels C.
+        mixer: the token mixer, built.
+        norm: norm by name or mapping.
+        channel_mixer: channel mixer by name or mapping; None leaves the second half out.
+        layer_scale: initial value of the learnable scale l of each branch, None for no scale.
+        res_scale: initial value of the learnable scale r of each identity path, None for no scale.
+        drop_path: probability that a sample skips a branch in training.
+        key: path of the configuration, for messages.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        mixer: Mixer,
+        norm: Any = "layer_norm",
+        channel_mixer: Any = "mlp",
+        layer_scale: float | None = None,
+        res_scale: float | None = None,
+        drop_path: float = 0.0,
+        key: str = "block",
+    ) -> None:
+        super().__init__()
+
+        def scale(value: float | None) -> nn.Parameter | None:
+            return None if value is None else nn.Parameter(torch.full((dim,), float(value)))
+
+        self.norm1 = NORMS.build(norm, dim, key=f"{key}.norm")
+        self.mixer = mixer
+        self.layer_scale1, self.res_scale1 = scale(layer_scale), scale(res_scale)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.channel_mixer = None
+        if channel_mixer is not None:
+            self.norm2 = NORMS.build(norm, dim, key=f"{key}.norm")
+            self.channel_mixer = CHANNEL_MIXERS.build(channel_mixer, dim, key=f"{key}.channel_mixer")
+            self.layer_scale2, self.res_scale2 = scale(layer_scale), scale(res_scale)
+
+    def forward(self, x: Tensor, *, mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
+        packed = {} if document_ids is None else {"document_ids": document_ids}
+        branch = self.mixer(self.norm1(x), mask=mask, **packed)
+        x = scaled_sum(x, self.drop_path(branch), self.res_scale1, self.layer_scale1)
+        if self.channel_mixer is None:
+            return x
+        branch = self.channel_mixer(self.norm2(x))
+        return scaled_sum(x, self.drop_path(branch), self.res_scale2, self.layer_scale2)
+
+
+def init_weights(root: nn.Module, std: float = 0.02) -> None:
+    """Truncated-normal weights and zero biases for the linear and convolution layers outside of the mixers.
+
+    Mixers own their initial values: re-initialising them here would ruin a comparison unseen.
+    """
+    for child in root.children():
+        if isinstance(child, Mixer):
+            continue
+        if isinstance(child, (nn.Linear, nn.Conv1d, nn.Conv2d)):
+            trunc_normal_(child.weight, std=std)
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)
+        init_weights(child, std)
+
+
+def no_weight_decay(root: nn.Module) -> set[str]:
+    """Names of the parameters of a model that take no weight decay: all vectors, and what its mixers name."""
+    names = {name for name, parameter in root.named_parameters() if parameter.ndim <= 1}
+    for prefix, module in root.named_modules():
+        if isinstance(module, Mixer):
+            own = {f"{prefix}.{name}" if prefix else name for name, _ in module.named_parameters()}
+            names = (names - own) | {f"{prefix}.{name}" if prefix else name for name in module.no_weight_decay()}
+    return names

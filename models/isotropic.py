@@ -1,0 +1,171 @@
+"""The isotropic vision backbone: patches, then N equal blocks on one grid.
+
+Axis letters: B batch, H height, W width, N tokens, C channels, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from timm.layers import calculate_drop_path_rates, resample_abs_pos_embed, trunc_normal_
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..mixers import Grid, Mixer, create_mixer
+from ..mixers.registry import check_mixer
+from .blocks import BLOCKS
+from .heads import HEADS
+from .norms import NORMS
+from .pyramid import Stage
+from .stems import STEMS
+from .vision import VisionBackbone, check_image_size, per_stage
+
+
+@dataclass(kw_only=True)
+class IsotropicConfig:
+    """Configuration of an `Isotropic` model.
+
+    A part is a name or a mapping with `name` and options.
+
+    Attributes:
+        dim: channels C.
+        depth: number of blocks.
+        mixer: token mixer, or a list that is repeated to the depth.
+        channel_mixer: channel mixer; None for blocks without one.
+        block: the block around the mixers.
+        norm: norm of the blocks.
+        layer_scale, res_scale: initial scales of branches and identity paths; None for no scale.
+        patch_size: side of the patches.
+        stem: what makes the grid from the image; None for a linear patch embedding.
+        position: "learned" adds a position table, resized bicubically to other grids; "none" does not.
+        class_token: prepend a class token. The mixers then see a sequence `(B, 1 + N, C)`, not a grid.
+        head: classification head.
+        image_size: one number or [H, W]; fixes the grid of mixers that need it.
+        in_chans: channels of the image.
+        num_classes: classes K; 0 for no classifier.
+        drop_path: stochastic depth of the last block; earlier blocks have proportionally less.
+    """
+
+    dim: int
+    depth: int
+    mixer: Any
+    channel_mixer: Any = field(default_factory=lambda: {"name": "mlp"})
+    block: Any = "metaformer"
+    norm: Any = "layer_norm"
+    layer_scale: float | None = None
+    res_scale: float | None = None
+    patch_size: int = 16
+    stem: Any = None
+    position: str = "none"
+    class_token: bool = False
+    head: Any = field(default_factory=lambda: {"name": "linear", "norm_first": True})
+    image_size: int | list[int] = 224
+    in_chans: int = 3
+    num_classes: int = 1000
+    drop_path: float = 0.0
+
+
+class Isotropic(VisionBackbone):
+    """Equal MetaFormer blocks on one grid of patches, as in ViT (arXiv:2010.11929) and MLP-Mixer (arXiv:2105.01601).
+
+    Built from an `IsotropicConfig`; see `VisionBackbone` for what can be called.
+
+    Raises:
+        ConfigError: any part that does not fit, with the path of its key.
+    """
+
+    config_class = IsotropicConfig
+
+    def __init__(self, config: IsotropicConfig, *, key: str = "model") -> None:
+        super().__init__(config)
+        dim, depth = config.dim, config.depth
+        if config.position not in ("none", "learned"):
+            raise ConfigError(f'{key}.position: "{config.position}" is not known. Allowed: learned, none.')
+        size = check_image_size(config.image_size, key=f"{key}.image_size")
+        patch = {"name": "conv", "kernel_size": config.patch_size, "stride": config.patch_size, "padding": 0}
+        self.stem = STEMS.build(config.stem or patch, config.in_chans, dim, key=f"{key}.stem")
+        self.grid: Grid = self.stem.out_size(size, key=f"{key}.image_size")
+        self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.class_token else None
+        tokens = self.grid[0] * self.grid[1] + int(config.class_token)
+        self.position = nn.Parameter(torch.zeros(1, tokens, dim)) if config.position == "learned" else None
+
+        pattern = config.mixer if isinstance(config.mixer, (list, tuple)) else [config.mixer]
+        mixers = [pattern[i % len(pattern)] for i in range(depth)]
+        norms = per_stage(config.norm, depth, key=f"{key}.norm")
+        drop_paths = calculate_drop_path_rates(config.drop_path, depth)
+        mixer_grid = (tokens,) if config.class_token else self.grid
+        blocks = []
+        for i in range(depth):
+            path = f"{key}.mixer[{i % len(pattern)}]" if len(pattern) > 1 else f"{key}.mixer"
+            name, options = check_mixer(mixers[i], key=path)
+            NORMS.check(norms[i], key=f"{key}.norm")
+            mixer = create_mixer(name, dim, grid=mixer_grid, layer_index=i, key=path, **options)
+            if len(mixer_grid) not in mixer.axes:
+                why = "; set class_token=false for mixers of images" if config.class_token else ""
+                raise ConfigError(
+                    f'{path}: the mixer "{name}" takes {mixer.axes} grid axes, not {len(mixer_grid)}{why}.'
+                )
+            blocks.append(
+                BLOCKS.build(
+                    config.block,
+                    dim,
+                    key=f"{key}.block",
+                    mixer=mixer,
+                    norm=norms[i],
+                    channel_mixer=config.channel_mixer,
+                    layer_scale=config.layer_scale,
+                    res_scale=config.res_scale,
+                    drop_path=drop_paths[i],
+                )
+            )
+        # timm takes features after any block of such a model, so each block counts as a stage
+        self.stages = nn.ModuleList(Stage(None, [block]) for block in blocks)
+        self.feature_info = [
+            {"num_chs": dim, "reduction": self.stem.stride, "module": f"stages.{i}"} for i in range(depth)
+        ]
+        self.num_features = self.head_hidden_size = dim
+        head = config.head
+        if config.class_token:  # the class token carries the class, unless the config says otherwise
+            head = {"pool": "token", **({"name": head} if isinstance(head, str) else head)}
+        self.head = HEADS.build(head, dim, config.num_classes, key=f"{key}.head")
+        self.init_weights()
+        if self.position is not None:
+            trunc_normal_(self.position, std=0.02)
+        if self.class_token is not None:
+            nn.init.normal_(self.class_token, std=1e-6)
+
+    def embed(self, x: Tensor) -> Tensor:
+        x = self.stem(x.permute(0, 2, 3, 1))
+        batch, height, width, dim = x.shape
+        prefix = int(self.class_token is not None)
+        position = self.position
+        if position is not None and (height, width) != self.grid:
+            position = resample_abs_pos_embed(
+                position, new_size=[height, width], old_size=list(self.grid), num_prefix_tokens=prefix
+            )
+        if self.class_token is None:
+            return x if position is None else x + position.view(1, height, width, dim)
+        x = torch.cat([self.class_token.expand(batch, -1, -1), x.reshape(batch, height * width, dim)], dim=1)
+        return x if position is None else x + position
+
+    def stage_forward(self, index: int, x: Tensor) -> Tensor:
+        return self.run_blocks(self.stages[index].blocks, x)
+
+    def map_of(self, x: Tensor) -> Tensor:
+        return x if self.class_token is not None else super().map_of(x)
+
+    def unmap(self, x: Tensor) -> Tensor:
+        return x if self.class_token is not None else super().unmap(x)
+
+    def map_without_token(self, x: Tensor, image_size: tuple[int, int]) -> Tensor:
+        if self.class_token is None:
+            return self.map_of(x)
+        height, width = self.stem.out_size(image_size)
+        return x[:, 1:].reshape(x.shape[0], height, width, -1).permute(0, 3, 1, 2)
+
+    def mixers_with_grids(self, image_size: int | tuple[int, int]) -> list[tuple[Mixer, Grid]]:
+        height, width = self.stem.out_size(check_image_size(image_size, key="image_size"))
+        grid = (height * width + 1,) if self.class_token is not None else (height, width)
+        return [(m, grid) for m in self.stages.modules() if isinstance(m, Mixer)]

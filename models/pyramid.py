@@ -1,0 +1,162 @@
+"""The vision pyramid: stages of equal blocks with downsampling between them.
+
+Axis letters: B batch, H height, W width, C channels, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from timm.layers import calculate_drop_path_rates
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..mixers import Grid, Mixer, create_mixer
+from ..mixers.registry import check_mixer
+from .blocks import BLOCKS
+from .channel_mixers import CHANNEL_MIXERS
+from .heads import HEADS
+from .norms import NORMS
+from .stems import STEMS
+from .vision import VisionBackbone, check_image_size, per_stage
+
+
+@dataclass(kw_only=True)
+class PyramidConfig:
+    """Configuration of a `Pyramid`.
+
+    A part is a name or a mapping with `name` and options. Where "per stage" is said, one value stands for all stages.
+
+    Attributes:
+        dims: channels of each stage.
+        depths: blocks of each stage.
+        mixer: token mixer, per stage.
+        channel_mixer: channel mixer, per stage; None for blocks without one.
+        block: the block around the mixers, per stage.
+        norm: norm, per stage.
+        layer_scale: initial scale of the branches, per stage; None for no scale.
+        res_scale: initial scale of the identity paths, per stage; None for no scale.
+        stem: what makes the first grid from the image.
+        downsample: what stands before stages 2, 3, ...; None keeps grid and width.
+        head: classification head.
+        image_size: one number or [H, W]; fixes the grids of mixers that need them.
+        in_chans: channels of the image.
+        num_classes: classes K; 0 for no classifier.
+        drop_path: stochastic depth of the last block; earlier blocks have proportionally less.
+    """
+
+    dims: list[int]
+    depths: list[int]
+    mixer: Any
+    channel_mixer: Any = field(default_factory=lambda: {"name": "mlp"})
+    block: Any = "metaformer"
+    norm: Any = "layer_norm"
+    layer_scale: float | list[float | None] | None = None
+    res_scale: float | list[float | None] | None = None
+    stem: Any = "conv"
+    downsample: Any = None
+    head: Any = "linear"
+    image_size: int | list[int] = 224
+    in_chans: int = 3
+    num_classes: int = 1000
+    drop_path: float = 0.0
+
+
+class Stage(nn.Module):
+    """Downsampling, then equal blocks; `(B, H, W, C)` to `(B, H', W', C')`."""
+
+    def __init__(self, downsample: nn.Module | None, blocks: list[nn.Module]) -> None:
+        super().__init__()
+        self.downsample = downsample
+        self.blocks = nn.ModuleList(blocks)
+
+
+class Pyramid(VisionBackbone):
+    """MetaFormer with a hierarchy of stages. Yu et al. (2021), arXiv:2111.11418; (2022), arXiv:2210.13452.
+
+    Built from a `PyramidConfig`; see `VisionBackbone` for what can be called. `forward` maps images
+    `(B, C_in, H, W)` to logits `(B, K)`.
+
+    Raises:
+        ConfigError: any part that does not fit, with the path of its key.
+    """
+
+    config_class = PyramidConfig
+
+    def __init__(self, config: PyramidConfig, *, key: str = "model") -> None:
+        super().__init__(config)
+        stages = len(config.depths)
+        if len(config.dims) != stages or stages == 0:
+            raise ConfigError(f"{key}.dims: {len(config.dims)} widths for {stages} stages (depths={config.depths}).")
+        mixers = per_stage(config.mixer, stages, key=f"{key}.mixer")
+        channel_mixers = per_stage(config.channel_mixer, stages, key=f"{key}.channel_mixer")
+        norms = per_stage(config.norm, stages, key=f"{key}.norm")
+        blocks = per_stage(config.block, stages, key=f"{key}.block")
+        layer_scales = per_stage(config.layer_scale, stages, key=f"{key}.layer_scale")
+        res_scales = per_stage(config.res_scale, stages, key=f"{key}.res_scale")
+        drop_paths = calculate_drop_path_rates(config.drop_path, list(config.depths), stagewise=True)
+        size = check_image_size(config.image_size, key=f"{key}.image_size")
+
+        self.stem = STEMS.build(config.stem, config.in_chans, config.dims[0], key=f"{key}.stem")
+        grid: Grid = self.stem.out_size(size, key=f"{key}.image_size")
+        self.stages = nn.ModuleList()
+        width, layer = config.dims[0], 0
+        reduction = self.stem.stride
+        for i, (dim, depth) in enumerate(zip(config.dims, config.depths, strict=True)):
+            path = f"{key}.mixer[{i}]" if isinstance(config.mixer, (list, tuple)) else f"{key}.mixer"
+            name, options = check_mixer(mixers[i], key=path)
+            NORMS.check(norms[i], key=f"{key}.norm")
+            if channel_mixers[i] is not None:
+                CHANNEL_MIXERS.check(channel_mixers[i], key=f"{key}.channel_mixer")
+            downsample = None
+            if i > 0 and config.downsample is not None:
+                downsample = STEMS.build(config.downsample, width, dim, key=f"{key}.downsample")
+                grid = downsample.out_size((grid[0], grid[1]), key=f"{key}.image_size")
+                reduction *= downsample.stride
+            elif dim != width:
+                raise ConfigError(f"{key}.downsample: needed, since stage {i} changes the width from {width} to {dim}.")
+            built = []
+            for j in range(depth):
+                mixer = create_mixer(name, dim, grid=grid, layer_index=layer, key=path, **options)
+                if 2 not in mixer.axes:
+                    raise ConfigError(f'{path}: the mixer "{name}" takes {mixer.axes} grid axes, not an image.')
+                built.append(
+                    BLOCKS.build(
+                        blocks[i],
+                        dim,
+                        key=f"{key}.block",
+                        mixer=mixer,
+                        norm=norms[i],
+                        channel_mixer=channel_mixers[i],
+                        layer_scale=layer_scales[i],
+                        res_scale=res_scales[i],
+                        drop_path=drop_paths[i][j],
+                    )
+                )
+                layer += 1
+            self.stages.append(Stage(downsample, built))
+            self.feature_info.append({"num_chs": dim, "reduction": reduction, "module": f"stages.{i}"})
+            width = dim
+        self.num_features = self.head_hidden_size = width
+        self.head = HEADS.build(config.head, width, config.num_classes, key=f"{key}.head")
+        self.init_weights()
+
+    def embed(self, x: Tensor) -> Tensor:
+        return self.stem(x.permute(0, 2, 3, 1))
+
+    def stage_forward(self, index: int, x: Tensor) -> Tensor:
+        stage = self.stages[index]
+        if stage.downsample is not None:
+            x = stage.downsample(x)
+        return self.run_blocks(stage.blocks, x)
+
+    def mixers_with_grids(self, image_size: int | tuple[int, int]) -> list[tuple[Mixer, Grid]]:
+        size = check_image_size(image_size, key="image_size")
+        grid: Grid = self.stem.out_size(size)
+        found: list[tuple[Mixer, Grid]] = []
+        for stage in self.stages:
+            if stage.downsample is not None:
+                grid = stage.downsample.out_size((grid[0], grid[1]))
+            found += [(m, grid) for m in stage.blocks.modules() if isinstance(m, Mixer)]
+        return found

@@ -1,0 +1,178 @@
+"""Models by name, by file or by mapping."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import fnmatch
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from ..errors import ConfigError, unknown
+from ..schema import build_dataclass, keyword_options
+from .isotropic import Isotropic
+from .pyramid import Pyramid
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "model"
+
+# backbone kind -> class; a class has `config_class`, a dataclass, and is built from an instance of it
+BACKBONES: dict[str, type[nn.Module]] = {"pyramid": Pyramid, "isotropic": Isotropic}
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the models in `configs/model/` that match a shell pattern, e.g. `list_models("caformer_*")`."""
+    return sorted(p.stem for p in CONFIGS.glob("*.yaml") if fnmatch.fnmatch(p.stem, pattern))
+
+
+@functools.cache
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"model: the file {path} cannot be read: {error}.") from error
+    except Exception as error:  # YAML's own errors have no common base with OmegaConf's
+        raise ConfigError(f"model: {path} is not a model config: {error}") from error
+    if not isinstance(config, dict) or "backbone" not in config:
+        raise ConfigError(f"model: {path} is not a model config: it needs the key `backbone`.")
+    return {str(k): v for k, v in config.items()}
+
+
+def model_config(name_or_config: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a model as a new mapping, from its name, a YAML file or a mapping.
+
+    A mapping may hold `base: NAME`, a model whose configuration it changes.
+
+    Raises:
+        ConfigError: unknown name, unreadable file, or a mapping without `backbone`.
+    """
+    if isinstance(name_or_config, Mapping):
+        config = dict(name_or_config)
+        if OmegaConf.is_config(name_or_config):
+            config = OmegaConf.to_container(name_or_config, resolve=True)  # type: ignore[assignment]
+        if "base" in config:
+            base = model_config(config.pop("base"))
+            config = {**base, **config}
+        if "backbone" not in config:
+            raise ConfigError(f"model.backbone: missing. Allowed: {', '.join(sorted(BACKBONES))}.")
+        return copy.deepcopy(config)
+    text = str(name_or_config)
+    if text.endswith((".yaml", ".yml")):
+        return copy.deepcopy(_read_yaml(Path(text)))
+    path = CONFIGS / f"{text}.yaml"
+    if "/" in text or not path.is_file():
+        raise unknown("model", text, list_models(), limit=12)
+    return copy.deepcopy(_read_yaml(path))
+
+
+def apply_overrides(config: dict[str, Any], overrides: Mapping[str, Any], *, key: str = "model") -> dict[str, Any]:
+    """A config with changed entries; `{"head.dropout": 0.1}` changes inside of a part.
+
+    Raises:
+        ConfigError: a path that leads into something that is not a mapping.
+    """
+    config = copy.deepcopy(config)
+    for path, value in overrides.items():
+        *parents, last = path.split(".")
+        node = config
+        for i, parent in enumerate(parents):
+            entry = node.get(parent)
+            if isinstance(entry, str):
+                entry = {"name": entry}
+            if not isinstance(entry, dict):
+                where = ".".join([key, *parents[: i + 1]])
+                raise ConfigError(f"{where}: {entry!r} has no entries, so {path} cannot be changed.")
+            node[parent] = entry
+            node = entry
+        node[last] = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    return config
+
+
+def backbone_class(config: Mapping[str, Any], *, key: str = "model") -> type[nn.Module]:
+    """The class of a config's `backbone` entry."""
+    kind = config.get("backbone")
+    if kind not in BACKBONES:
+        raise unknown(f"{key}.backbone", kind, BACKBONES)
+    return BACKBONES[kind]
+
+
+def build_model(config: Mapping[str, Any], *, key: str = "model") -> nn.Module:
+    """The model of a complete configuration, with fresh weights. It keeps the configuration as `model_config`."""
+    cls = backbone_class(config, key=key)
+    fields = {k: v for k, v in config.items() if k != "backbone"}
+    model = cls(build_dataclass(cls.config_class, fields, key=key), key=key)  # type: ignore[attr-defined, call-arg]
+    model.model_config = dict(copy.deepcopy(config))  # type: ignore[assignment]
+    return model
+
+
+def create_model(
+    name_or_config: str | Path | Mapping[str, Any],
+    *,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    mixer: Any = None,
+    checkpoint: str | Path | None = None,
+    **overrides: Any,
+) -> nn.Module:
+    """Build a model.
+
+    Args:
+        name_or_config: a name from `list_models()`, the path of a YAML file, or a mapping.
+        num_classes: classes; by default the config's, 1000. 0 for features.
+        in_chans: channels of the images; by default the config's, 3.
+        mixer: another token mixer for all stages or layers (name or mapping), or a list with one for each.
+        checkpoint: file with weights: ours, timm's, the official ones or Hugging Face's (`.safetensors`, `.pth`, `.pt`,
+            `.bin`). The layout is told from the keys. Where two sources differ in a detail that the weights alone do
+            not show, the model is built as the source of the file computes.
+        overrides: other entries of the config; `create_model(name, **{"head.dropout": 0.1})` reaches inside.
+
+    Returns:
+        A module in training mode on the CPU (or the current default device).
+
+    Raises:
+        ConfigError: unknown name, key or part, a wrong type, an impossible combination, or a file that does not fit.
+    """
+    config = model_config(name_or_config)
+    changes = dict(overrides)
+    for name, value in (("num_classes", num_classes), ("in_chans", in_chans), ("mixer", mixer)):
+        if value is not None:
+            changes[name] = value
+    cls = backbone_class(config)
+    known = keyword_options(cls.config_class)  # type: ignore[attr-defined]
+    for path in changes:
+        if path.split(".")[0] not in known:
+            raise unknown("model", path, known)
+    native_size = config.get("image_size", 224)
+    config = apply_overrides(config, changes)
+    if checkpoint is None:
+        return build_model(config)
+    from .checkpoint import load_into  # the converters import this module
+
+    return load_into(config, Path(checkpoint), native_size=native_size)
+
+
+def config_of(model: nn.Module) -> dict[str, Any]:
+    """The configuration that `create_model` rebuilds this model from.
+
+    Raises:
+        ConfigError: a model that was not built by `create_model`.
+    """
+    config = getattr(model, "model_config", None)
+    if config is None:
+        raise ConfigError(f"{type(model).__name__} was not built by create_model and has no configuration.")
+    current = copy.deepcopy(config)
+    for name in ("num_classes", "in_chans"):
+        if name in {f.name for f in dataclasses.fields(type(model).config_class)}:  # type: ignore[attr-defined]
+            current[name] = getattr(model, name, current.get(name))
+    return current
+
+
+def on_meta(name_or_config: str | Path | Mapping[str, Any], **options: Any) -> nn.Module:
+    """The model without memory for its weights, for counting."""
+    with torch.device("meta"):
+        return create_model(name_or_config, **options)
