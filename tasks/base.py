@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, unknown
-from ..schema import check, options_of
+from ..schema import check_options, keyword_options
 
 Batch = dict[str, Tensor]
 Forward = Callable[..., Tensor]
@@ -182,7 +182,7 @@ def task_class(name: str, *, key: str = "task.name") -> type[Task]:
 def task_options(name: str) -> dict[str, inspect.Parameter]:
     """The options of a task, from its constructor: name -> parameter with default and resolved type hint."""
     cls = task_class(name)
-    return {} if cls.__init__ is object.__init__ else options_of(cls)
+    return {} if cls.__init__ is object.__init__ else keyword_options(cls)
 
 
 def create_task(name: str, *, key: str = "task", **options: Any) -> Task:
@@ -197,5 +197,5 @@ def create_task(name: str, *, key: str = "task", **options: Any) -> Task:
         ConfigError: unknown task or option, or a value of the wrong type.
     """
     cls = task_class(name, key=f"{key}.name")
-    check(options, task_options(name), key=key, owner=f'the task "{name}"')
+    check_options(options, task_options(name), key=key, owner=f'task "{name}"')
     return cls(**options)
