@@ -1,0 +1,114 @@
+"""The causal depthwise convolution in PyTorch calls, channels last: one fused multiply-add per tap.
+
+B batch, L tokens, C channels, K taps. `torch.conv1d` wants channels first, which costs two transposes; here a block of
+tokens small enough for the cache takes K passes over it. Nothing but the inputs is kept for the gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..documents import document_index
+from ..registration import register_op
+
+BLOCK = 1 << 16  # numbers in a block: 256 kB in float32
+
+
+def _spans(length: int, width: int) -> list[tuple[int, int]]:
+    step = max(1, BLOCK // max(1, width))
+    return [(i, min(i + step, length)) for i in range(0, length, step)]
+
+
+def _before_activation(row: Tensor, weight: Tensor, bias: Tensor | None, same: Tensor | None, i: int, j: int) -> Tensor:
+    """Tokens i..j of the convolution. row (B, K - 1 + L, C); weight (K, C); same (B, L, K)."""
+    y = torch.zeros(row.shape[0], j - i, row.shape[2], dtype=weight.dtype, device=row.device)
+    if bias is not None:
+        y += bias
+    for k in range(weight.shape[0]):
+        x = row[:, i + k : j + k].to(weight.dtype)
+        y.addcmul_(x if same is None else x * same[:, i:j, k, None], weight[k])
+    return y
+
+
+def _forward(row: Tensor, weight: Tensor, bias: Tensor | None, same: Tensor | None, silu: bool) -> Tensor:
+    batch, length, channels = row.shape[0], row.shape[1] - weight.shape[0] + 1, row.shape[2]
+    y = row.new_empty(batch, length, channels)
+    for i, j in _spans(length, batch * channels):
+        block = _before_activation(row, weight, bias, same, i, j)
+        y[:, i:j] = F.silu(block, inplace=True) if silu else block
+    return y
+
+
+def _forward_fake(row: Tensor, weight: Tensor, bias: Tensor | None, same: Tensor | None, silu: bool) -> Tensor:
+    return row.new_empty(row.shape[0], row.shape[1] - weight.shape[0] + 1, row.shape[2])
+
+
+def _backward(
+    row: Tensor, weight: Tensor, bias: Tensor | None, same: Tensor | None, silu: bool, dy: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, length, channels = dy.shape
+    drow = torch.zeros(row.shape, dtype=weight.dtype, device=row.device)
+    dweight = torch.zeros_like(weight, memory_format=torch.contiguous_format)
+    dbias = torch.zeros_like(weight[0], memory_format=torch.contiguous_format)
+    for i, j in _spans(length, batch * channels):
+        d = dy[:, i:j].to(weight.dtype)
+        if silu:
+            pre = _before_activation(row, weight, bias, same, i, j)
+            gate = torch.sigmoid(pre)
+            d = d * gate * (1 + pre * (1 - gate))
+        dbias += d.sum((0, 1))
+        for k in range(weight.shape[0]):
+            masked = d if same is None else d * same[:, i:j, k, None]
+            drow[:, i + k : j + k].addcmul_(masked, weight[k])
+            dweight[k] += (masked * row[:, i + k : j + k]).sum((0, 1))
+    return drow.to(row.dtype), dweight, dbias
+
+
+def _backward_fake(
+    row: Tensor, weight: Tensor, bias: Tensor | None, same: Tensor | None, silu: bool, dy: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    drow = torch.empty_like(row, memory_format=torch.contiguous_format)
+    return drow, weight.new_empty(weight.shape), weight.new_empty(weight.shape[1])
+
+
+def _save(ctx, inputs, output) -> None:
+    row, weight, bias, same, silu = inputs
+    ctx.silu, ctx.has_bias = silu, bias is not None
+    ctx.save_for_backward(row, weight, bias, same)
+
+
+def _autograd(ctx, dy):
+    row, weight, bias, same = ctx.saved_tensors
+    drow, dweight, dbias = backward_op(row, weight, bias, same, ctx.silu, dy)
+    return drow, dweight, dbias if ctx.has_bias else None, None, None
+
+
+backward_op = register_op("causal_conv1d_eager_backward", _backward, _backward_fake)
+forward_op = register_op("causal_conv1d_eager", _forward, _forward_fake, save=_save, backward=_autograd)
+
+
+def causal_conv1d_eager(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    initial_state: Tensor | None,
+    document_ids: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """See `mixerzoo.kernels.causal_conv1d`; always returns `(y, final state)`."""
+    high = torch.promote_types(x.dtype, torch.float32)
+    length, taps = x.shape[1], weight.shape[1]
+    before = x.new_zeros(x.shape[0], taps - 1, x.shape[2]) if initial_state is None else initial_state.to(x.dtype)
+    row = torch.cat([before, x], 1)
+    state = row[:, length:].clone()
+    same = None
+    if document_ids is not None and taps > 1:
+        document = F.pad(document_index(document_ids), (taps - 1, 0))
+        same = document.unfold(1, taps, 1) == document[:, taps - 1 :, None]
+        state = state * (document[:, length:] == document[:, -1:])[..., None]
+    y = forward_op(
+        row, weight.to(high).T.contiguous(), bias.to(high) if bias is not None else None, same, activation == "silu"
+    )
+    return y, state
