@@ -1,6 +1,6 @@
 """MetaFormer backbones, models by name, and checkpoints of other sources."""
 
-from . import conversion_metaformer
+from . import conversion_metaformer, timm_interop
 from .checkpoint import load_into, read_state_dict, save_model
 from .registry import build_model, config_of, create_model, list_models, model_config
 from .resize import resize_grid
@@ -16,4 +16,5 @@ __all__ = [
     "read_state_dict",
     "resize_grid",
     "save_model",
+    "timm_interop",
 ]

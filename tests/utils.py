@@ -56,7 +56,7 @@ def load_golden(name: str) -> Golden:
 def relative_error(ours: Tensor, theirs: Tensor) -> float:
     """max|a - b| / max|b|, with NaN counted as infinite."""
     assert ours.shape == theirs.shape, f"shape {tuple(ours.shape)} is not {tuple(theirs.shape)}"
-    error = (ours.double() - theirs.double()).abs().max() / theirs.double().abs().max().clamp_min(1e-30)
+    error = (ours.detach().double() - theirs.double()).abs().max() / theirs.double().abs().max().clamp_min(1e-30)
     return float("inf") if error.isnan() else float(error)
 
 
