@@ -1,0 +1,50 @@
+# make train   set up .venv if needed and train the default model on real data (about a minute on a CPU)
+# make test    set up .venv if needed and run the tests (no GPU needed)
+# make lint    ruff and pyright
+# make bench   side-by-side measurements against peers
+# make clean   remove .venv, caches and build products; runs/ stays
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+JOBS ?= 2
+ARGS ?=
+
+.PHONY: train test test-slow lint bench clean
+.DELETE_ON_ERROR:
+
+# One environment, reused while the two packaging files stay as they are.
+$(VENV)/.base: pyproject.toml setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mixerzoo needs Python 3.11 or newer; set PYTHON=")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.base
+	$(BIN)/python -m pip install -q -e '.[test]'
+	@touch $@
+
+train: $(VENV)/.base
+	$(BIN)/python train.py $(ARGS)
+
+# One thread per worker: two workers with two threads each would fight for two cores.
+test: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+test-slow: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m slow $(ARGS)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: $(VENV)/.test
+	$(BIN)/python -m benchmarks.vision
+	$(BIN)/python -m benchmarks.mixers
+	$(BIN)/python -m benchmarks.sequence
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
