@@ -97,7 +97,7 @@ def test_mask_hides_padding_or_is_refused(name: str, rank: int, side: str) -> No
     a, b = mixer(x, mask=mask), mixer(other, mask=mask)
     torch.testing.assert_close(a[mask], b[mask], rtol=1e-5, atol=1e-6)
     assert a[mask].isfinite().all()
-    if name != "identity":  # a mask that is ignored would pass the above with mixers that look at few tokens
+    if name != "identity" and side == "left":  # a causal mixer does not look to the right anyway
         unmasked = mixer(other)
         assert not torch.allclose(unmasked[mask], b[mask], rtol=1e-5, atol=1e-6)
 
@@ -113,7 +113,7 @@ def test_causality_by_gradient(name: str) -> None:
     x = tokens(GRIDS[1]).requires_grad_()
     at = 5
     (grad,) = torch.autograd.grad(mixer(x)[:, at].sum(), x)
-    assert grad[:, at + 1 :].abs().max() == 0, "the future is seen"
+    assert grad[:, at + 1 :].abs().max() <= 1e-6 * grad.abs().max(), "the future is seen"  # an FFT rounds
     if name != "identity":
         assert grad[:, :at].abs().max() > 0, "the past is not seen"
 
