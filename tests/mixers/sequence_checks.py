@@ -116,5 +116,6 @@ def check_packing(mixer: Mixer, dim: int, length: int = 17) -> None:
         (grad,) = torch.autograd.grad(y[row, start:stop].square().sum(), x, retain_graph=True)
         inside = torch.zeros(2, length, dtype=torch.bool)
         inside[row, start:stop] = True
-        assert float(grad[~inside].abs().max()) == 0.0
+        # chunked scans take differences of cumulated decays, whose rounding leaves up to 1e-7 in place of zero
+        assert float(grad[~inside].abs().max()) < 1e-6 * float(grad[inside].abs().max())
         assert float(grad[inside].abs().max()) > 0
