@@ -1,0 +1,129 @@
+"""State-space duality: a linear recurrence with one decay per head, by matrix products over chunks.
+
+Serves Mamba-2 (Dao and Gu, 2024, arXiv:2405.21060), retention (Sun et al., 2023, arXiv:2307.08621), lightning attention
+(Qin et al., 2024, arXiv:2401.04658) and linear attention with or without a gate per head.
+
+Axis letters: B batch, L length, H heads, G groups of heads that share queries and keys, K key size (Mamba-2's state
+size), V value size (head size).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ...errors import ConfigError
+from ..chunks import check_documents, check_shape
+from ..dispatch import choose_backend
+
+__all__ = ["ssd", "ssd_step"]
+
+
+def ssd(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor | None = None,
+    *,
+    beta: Tensor | None = None,
+    scale: float = 1.0,
+    initial_state: Tensor | None = None,
+    document_ids: Tensor | None = None,
+    return_final_state: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Run the recurrence of every head over the tokens t.
+
+        S_t = exp(g_t) S_{t-1} + beta_t k_t v_t^T                  S before the first token: `initial_state`, or 0
+        y_t = scale * q_t S_t
+
+    Head h takes the queries and keys of group h // (H / G). In Mamba-2's names q = C, k = B, v = x, g = dt * A and
+    beta = dt. States and sums are in float32 (float64 for float64 inputs). Training keeps the inputs only.
+
+    Args:
+        q: (B, L, G, K) queries.
+        k: (B, L, G, K) keys.
+        v: (B, L, H, V) values.
+        g: (B, L, H) logarithm of the decay, <= 0. None: no decay.
+        beta: (B, L, H) factor of the update. None: 1.
+        scale: factor of the output.
+        initial_state: (B, H, K, V) state before the first token.
+        document_ids: (B, L) integers; where the value changes, the state is forgotten. Token 0 continues
+            `initial_state`.
+        return_final_state: also return the state after the last token.
+        backend: "auto", "triton", "eager" or "reference".
+
+    Returns:
+        y (B, L, H, V) in the dtype of v, or `(y, state)` with the state (B, H, K, V) in float32. Both have gradients.
+
+    Raises:
+        ConfigError: shapes that do not fit each other.
+        RuntimeError: a backend that cannot run here.
+    """
+    check_shape("ssd", "v", v, (None, None, None, None), "B, L, H, V")
+    batch, length, heads, size = v.shape
+    check_shape("ssd", "q", q, (batch, length, None, None), "B, L, G, K")
+    groups, keys = q.shape[2:]
+    check_shape("ssd", "k", k, (batch, length, groups, keys), "B, L, G, K")
+    check_shape("ssd", "g", g, (batch, length, heads), "B, L, H")
+    check_shape("ssd", "beta", beta, (batch, length, heads), "B, L, H")
+    check_shape("ssd", "initial_state", initial_state, (batch, heads, keys, size), "B, H, K, V")
+    check_documents("ssd", document_ids, batch, length)
+    _check_groups("ssd", heads, groups)
+    chosen = choose_backend(
+        "ssd", backend, q, k, v, g, beta, initial_state, document_ids, available=("eager", "reference")
+    )
+    if v.numel() == 0 or chosen == "reference":
+        from .reference import ssd_reference as run
+    else:
+        from .eager import ssd_eager as run
+    y, state = run(q, k, v, g, beta, float(scale), initial_state, document_ids)
+    return (y, state) if return_final_state else y
+
+
+def ssd_step(
+    q_t: Tensor,
+    k_t: Tensor,
+    v_t: Tensor,
+    g_t: Tensor | None,
+    state: Tensor,
+    *,
+    beta_t: Tensor | None = None,
+    scale: float = 1.0,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """One token of `ssd`, for decoding.
+
+    Args:
+        q_t: (B, G, K) queries.
+        k_t: (B, G, K) keys.
+        v_t: (B, H, V) values.
+        g_t: (B, H) logarithm of the decay, or None.
+        state: (B, H, K, V) state before the token; it is not changed.
+        beta_t: (B, H) factor of the update, or None.
+        scale: factor of the output.
+        backend: "auto", "triton", "eager" or "reference".
+
+    Returns:
+        `(y_t, state)`: (B, H, V) in the dtype of v_t, and the new state (B, H, K, V) in float32.
+
+    Raises:
+        ConfigError: shapes that do not fit each other.
+    """
+    check_shape("ssd_step", "v_t", v_t, (None, None, None), "B, H, V")
+    batch, heads, size = v_t.shape
+    check_shape("ssd_step", "q_t", q_t, (batch, None, None), "B, G, K")
+    groups, keys = q_t.shape[1:]
+    check_shape("ssd_step", "k_t", k_t, (batch, groups, keys), "B, G, K")
+    check_shape("ssd_step", "g_t", g_t, (batch, heads), "B, H")
+    check_shape("ssd_step", "beta_t", beta_t, (batch, heads), "B, H")
+    check_shape("ssd_step", "state", state, (batch, heads, keys, size), "B, H, K, V")
+    _check_groups("ssd_step", heads, groups)
+    choose_backend("ssd_step", backend, q_t, k_t, v_t, g_t, state, beta_t, available=("eager", "reference"))
+    from .reference import ssd_step_reference as run
+
+    return run(q_t, k_t, v_t, g_t, state, beta_t, float(scale))
+
+
+def _check_groups(op: str, heads: int, groups: int) -> None:
+    if groups < 1 or heads % groups:
+        raise ConfigError(f"{op}: the {heads} heads of v are not divisible into the {groups} groups of q and k.")
