@@ -1,0 +1,201 @@
+"""The typed configuration of a run, its checks, and the run's identity."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import ConfigError, unknown
+from ..models import model_config
+from ..models.registry import backbone_class
+from ..schema import build_dataclass, keyword_options
+
+PACKAGE = Path(__file__).resolve().parent.parent
+CONFIGS = PACKAGE / "configs"
+
+# Where a run is written and how it shows itself does not change what it computes.
+NOT_IDENTITY = ("output_dir", "run_dir", "resume", "progress", "tracker")
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """The section `train` of a configuration; `configs/train.yaml` holds the defaults and says why.
+
+    Attributes:
+        epochs: passes over the training split; ignored when `max_steps` is set.
+        max_steps: optimizer steps; None for `epochs` passes.
+        batch_size: samples per optimizer step, over all processes and accumulated parts.
+        accumulate: parts into which a process divides its share of the batch.
+        eval_batch_size: samples per evaluation batch and process.
+        eval_every: epochs between evaluations; the end is always evaluated.
+        select: weights that the final figures are of: "best" on validation, or "last".
+        schedule: learning rate over time.
+        warmup: share of all steps over which the learning rate rises linearly from 0.
+        min_lr: final learning rate, as a share of the peak.
+        clip_grad: largest gradient norm; None for no clipping.
+        ema: decay of the moving average of the weights, which is then what is evaluated; None for none.
+        precision: "no" (float32), "bf16" or "fp16" (GPU only).
+        compile: compile the model with torch.compile.
+        grad_checkpointing: recompute blocks in backward to save memory.
+        device: "auto" or "cpu".
+        workers: processes that load data; 0 loads in the main process.
+    """
+
+    epochs: int
+    max_steps: int | None
+    batch_size: int
+    accumulate: int
+    eval_batch_size: int
+    eval_every: int
+    select: Literal["best", "last"]
+    schedule: Literal["cosine", "linear", "constant"]
+    warmup: float
+    min_lr: float
+    clip_grad: float | None
+    ema: float | None
+    precision: Literal["no", "bf16", "fp16"]
+    compile: bool
+    grad_checkpointing: bool
+    device: Literal["auto", "cpu"]
+    workers: int
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate", "eval_batch_size", "eval_every"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        self._require("max_steps", self.max_steps is None or self.max_steps >= 1, "at least 1, or null")
+        self._require("warmup", 0 <= self.warmup < 1, "in [0, 1), a share of all steps")
+        self._require("min_lr", 0 <= self.min_lr <= 1, "in [0, 1], a share of the peak")
+        self._require("clip_grad", self.clip_grad is None or self.clip_grad > 0, "positive, or null")
+        self._require("ema", self.ema is None or 0 < self.ema < 1, "in (0, 1), or null")
+        self._require("workers", self.workers >= 0, "at least 0")
+        if self.batch_size % self.accumulate:
+            raise ConfigError(
+                f"train.accumulate: {self.accumulate} does not divide train.batch_size={self.batch_size}."
+            )
+
+    def _require(self, name: str, holds: bool, allowed: str) -> None:
+        if not holds:
+            raise ConfigError(f"train.{name}: {getattr(self, name)!r} is not allowed; it must be {allowed}.")
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """A whole configuration, as `config.yaml` in a run's folder holds it.
+
+    Attributes:
+        model_name: what `model=` chose, for names and tables.
+        model: a model's configuration, see `models.create_model`.
+        mixer: token mixer in place of the model's own, a mapping with `name` and options; None for the model's own.
+        task: `name` and options of a task.
+        optimizer: `name` (of timm), `lr`, `weight_decay` and further arguments of the optimizer.
+        train: the section `train`.
+        seed: of the weights, the data order and all other randomness.
+        checkpoint: file with weights to start from; None for fresh ones.
+        output_dir: where run folders are made.
+        run_dir: this run's folder; None for one named after the run.
+        resume: None, "auto", or a run's folder.
+        tracker: Accelerate's tracker by name; None for none.
+        progress: show a progress bar.
+    """
+
+    model_name: str | None
+    model: dict[str, Any]
+    mixer: dict[str, Any] | None
+    task: dict[str, Any]
+    optimizer: dict[str, Any]
+    train: TrainConfig
+    seed: int
+    checkpoint: str | None
+    output_dir: str
+    run_dir: str | None
+    resume: str | None
+    tracker: str | None
+    progress: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain containers, for YAML."""
+        return asdict(self)
+
+
+def parse(values: Mapping[str, Any]) -> RunConfig:
+    """A checked configuration from a composed mapping.
+
+    Names, types and ranges of the sections that are ours are checked here; those of models, mixers, tasks and
+    optimizers where they are built.
+
+    Raises:
+        ConfigError: with the full path of the key.
+    """
+    values = dict(values)
+    allowed = keyword_options(RunConfig)
+    for key in values:
+        if key not in allowed:
+            raise unknown("config", key, allowed)
+    if not isinstance(values.get("train"), Mapping):
+        raise ConfigError("train: missing, or not a mapping.")
+    values["train"] = build_dataclass(TrainConfig, values["train"], key="train")
+    try:
+        return build_dataclass(RunConfig, values, key="config")
+    except ConfigError as error:
+        raise ConfigError(str(error).removeprefix("config.")) from error
+
+
+def model_options(config: RunConfig, demanded: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `create_model` besides the model's configuration.
+
+    Args:
+        config: of the run.
+        demanded: the task's `model_kwargs()`; entries that the backbone has no key for are dropped.
+
+    Raises:
+        ConfigError: the configuration of the model says something else than the data.
+    """
+    known = keyword_options(backbone_class(model_config(config.model)).config_class)  # type: ignore[attr-defined]
+    options = {key: value for key, value in demanded.items() if key in known}
+    for key, value in options.items():
+        given = config.model.get(key)
+        pair = [given, given] if key == "image_size" and isinstance(given, int) else given
+        if given is not None and pair != value:
+            task = config.task.get("name")
+            raise ConfigError(
+                f'model.{key}: {given} disagrees with the data of the task "{task}", which have {value}. Leave it out; '
+                "the task sets it" + ("; task.image_size changes it." if key == "image_size" else ".")
+            )
+    if config.mixer is not None:
+        options["mixer"] = config.mixer
+    return options
+
+
+def code_version() -> str:
+    """SHA-256 (hex) over the package's Python sources, names and contents, tests and benchmarks apart."""
+    digest = hashlib.sha256()
+    folders = ("kernels", "mixers", "models", "tasks", "training")
+    files = sorted([*PACKAGE.glob("*.py"), *(p for f in folders for p in (PACKAGE / f).rglob("*.py"))])
+    for path in files:
+        if path.name == "setup.py":  # in a checkout only
+            continue
+        digest.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0")
+        digest.update(path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def identity(config: RunConfig, code: str | None = None) -> str:
+    """What tells runs apart: a hash (16 hex digits) of the resolved configuration, the seed in it, and the code.
+
+    Args:
+        config: of the run.
+        code: version of the code; by default `code_version()`.
+    """
+    values = {k: v for k, v in config.as_dict().items() if k not in NOT_IDENTITY}
+    content = json.dumps({"config": values, "code": code or code_version()}, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def run_name(config: RunConfig, identifier: str) -> str:
+    """Name of a run's folder: task, model, mixer, seed and the beginning of the identity."""
+    mixer = "" if config.mixer is None else f"-{config.mixer.get('name')}"
+    return f"{config.task.get('name')}-{config.model_name or 'model'}{mixer}-seed{config.seed}-{identifier[:8]}"
