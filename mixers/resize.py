@@ -45,8 +45,8 @@ def resize_tokens_weight(
         weight: any shape; the axes in `dims` have `prod(old_grid)` entries.
         old_grid, new_grid: sizes before and after, of the same rank.
         dims: axes of `weight` that count tokens.
-        summed: those of `dims` over which the mixer sums. Their entries are scaled by the ratio of the numbers of tokens,
-            so that the sum over a finer sampling of the same map stays about what it was.
+        summed: those of `dims` over which the mixer sums. Their entries are scaled by the ratio of the numbers of
+            tokens, so that the sum over a finer sampling of the same map stays about what it was.
 
     Returns:
         A new tensor with `prod(new_grid)` entries in those axes.
@@ -69,8 +69,8 @@ def resize_tokens_weight(
 def _wrap_axis(x: Tensor, size: int, dim: int) -> Tensor:
     """Taps of a periodic filter on a ring of another length, tap 0 staying at 0.
 
-    Taps -n/2 .. n/2 keep their distance from 0; on a shorter ring they wrap around and add up. The tap at n/2 of an even
-    length stands for both +n/2 and -n/2, so half of it goes to each.
+    Taps -n/2 .. n/2 keep their distance from 0; on a shorter ring they wrap around and add up. The tap at n/2 of an
+    even length stands for both +n/2 and -n/2, so half of it goes to each.
     """
     old = x.shape[dim]
     if old == size:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-
 from mixerzoo.errors import ConfigError
 from mixerzoo.mixers.resize import resize_spectral_weight, resize_tokens_weight
 
@@ -37,7 +36,7 @@ def test_other_ranks(rank):
 @pytest.mark.parametrize("old", [(6, 5), (5, 8), (4, 4)])
 @pytest.mark.parametrize("new", [(9, 7), (8, 12), (12, 6)])
 def test_spectral_keeps_the_kernel(old, new):
-    """On a larger grid the filter convolves with the same taps: an impulse far from the border gives the same response."""
+    """On a larger grid the filter convolves with the same taps: impulses give the same response."""
     taps = torch.zeros(*old, 3)
     taps[0, 0], taps[1, 0], taps[0, -1], taps[-1, 1] = 1.0, 2.0, -3.0, 0.5
     weight = torch.fft.rfftn(taps, dim=(0, 1))
