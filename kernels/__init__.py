@@ -4,8 +4,14 @@ from .causal_conv1d import causal_conv1d, causal_conv1d_step
 from .delta_rule import delta_rule, delta_rule_step
 from .dispatch import BACKENDS, choose_backend, default_backend
 from .gla import gla, gla_step
+from .pool_mix import pool_mix
+from .segment_pool import segment_pool
 from .selective_scan import selective_scan, selective_scan_step
+from .shift import shift
+from .spectral_filter import spectral_filter
+from .spectral_mlp import spectral_mlp
 from .ssd import ssd, ssd_step
+from .token_mlp import token_mlp
 
 __all__ = [
     "BACKENDS",
@@ -17,8 +23,14 @@ __all__ = [
     "delta_rule_step",
     "gla",
     "gla_step",
+    "pool_mix",
+    "segment_pool",
     "selective_scan",
     "selective_scan_step",
+    "shift",
+    "spectral_filter",
+    "spectral_mlp",
     "ssd",
     "ssd_step",
+    "token_mlp",
 ]

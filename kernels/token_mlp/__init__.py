@@ -1,0 +1,85 @@
+"""The token-mixing MLP of MLP-Mixer (2021, arXiv:2105.01601) over `(B, N, C)`, without a transpose.
+
+B batch, N tokens, C channels, E hidden tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...errors import ConfigError, unknown
+from ..dispatch import choose_backend
+
+__all__ = ["token_mlp"]
+
+ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
+
+
+def token_mlp(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    *,
+    activation: str = "gelu",
+    backend: str = "auto",
+) -> Tensor:
+    """y = w2 act(w1 x + b1) + b2 for every sample and channel, along the tokens.
+
+    Weights are those of `nn.Linear` layers on the transposed tokens. Sums are in float32; in half precision the hidden
+    tokens are rounded to the dtype of x before the second product. Under autocast everything is cast to its dtype, as
+    for a linear layer; otherwise the weights are cast to the dtype of x. The hidden tokens are not kept for the
+    gradient but computed again: one product more instead of E * C numbers for each sample.
+
+    Args:
+        x: (B, N, C).
+        w1: (E, N).
+        b1: (E,), or None.
+        w2: (M, E); M output tokens, usually N.
+        b2: (M,), or None.
+        activation: "gelu" (with erf), "gelu_tanh", "relu" or "silu".
+        backend: "auto", "triton", "eager" or "reference".
+
+    Returns:
+        (B, M, C) in the dtype of x, or in that of autocast.
+
+    Raises:
+        ConfigError: shapes that do not fit each other, or an unknown activation.
+        RuntimeError: a backend that cannot run here.
+    """
+    if x.dim() != 3 or w1.dim() != 2 or w2.dim() != 2:
+        raise ConfigError(
+            f"token_mlp: x, w1 and w2 must be (B, N, C), (E, N) and (M, E); got {tuple(x.shape)}, {tuple(w1.shape)} "
+            f"and {tuple(w2.shape)}."
+        )
+    if activation not in ACTIVATIONS:
+        raise unknown("token_mlp: activation", activation, ACTIVATIONS)
+    hidden, tokens = w1.shape
+    expected = {
+        "x": (x, (x.shape[0], tokens, x.shape[2])),
+        "b1": (b1, (hidden,)),
+        "w2": (w2, (w2.shape[0], hidden)),
+        "b2": (b2, (w2.shape[0],)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise ConfigError(f"token_mlp: {name} has shape {tuple(tensor.shape)}; expected {shape}.")
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        x = x.to(torch.get_autocast_dtype(device))
+    w1, w2 = w1.to(x.dtype), w2.to(x.dtype)
+    b1 = x.new_zeros(hidden) if b1 is None else b1.to(x.dtype)
+    b2 = x.new_zeros(w2.shape[0]) if b2 is None else b2.to(x.dtype)
+    chosen = choose_backend("token_mlp", backend, x, w1, b1, w2, b2, available=AVAILABLE)
+    if chosen == "triton":
+        from .triton import token_mlp_triton as run
+    elif chosen == "eager":
+        from .eager import token_mlp_eager as run
+    else:
+        from .reference import token_mlp_reference as run
+    return run(x, w1, b1, w2, b2, activation)
+
+
+AVAILABLE = ("eager", "reference")
