@@ -41,10 +41,9 @@ def retention_decay(heads: int) -> Tensor:
     return torch.log1p(-(2.0 ** (-5.0 - torch.arange(heads, dtype=torch.float64)))).float()
 
 
-def lightning_decay(heads: int, layer_index: int, num_layers: int | None) -> Tensor:
-    """log gamma_h = -(8 / H) (1 - layer / layers) h. Lightning Attention (2024), arXiv:2401.04658; head 0 keeps all."""
-    share = 0.0 if num_layers is None else layer_index / num_layers
-    return -(8.0 / heads) * (1.0 - share) * torch.arange(heads, dtype=torch.float32)
+def lightning_decay(heads: int, rate: float) -> Tensor:
+    """log gamma_h = -rate h / H. Lightning Attention (2024), arXiv:2401.04658; head 0 keeps all."""
+    return -(rate / heads) * torch.arange(heads, dtype=torch.float32)
 
 
 class _Heads(RecurrentMixer):
@@ -125,7 +124,6 @@ class LinearAttention(_Heads, name="linear_attention"):
 
     Args:
         dim: number of channels C.
-        layer_index: position in the model, for `decay="lightning"`.
         num_heads: number of heads H; by default `max(1, dim // head_dim)`.
         head_dim: key channels per head K.
         head_v_dim: value channels per head V; by default `head_dim`.
@@ -139,7 +137,8 @@ class LinearAttention(_Heads, name="linear_attention"):
         output_gate: multiply with silu of a projection of the input.
         output_norm: RMS norm of every head.
         position: "none" or "rotary" (RetNet).
-        num_layers: depth of the model, for `decay="lightning"`; the language backbone fills it in.
+        lightning_rate: log decay of the last head of "lightning"; published as 8 (1 - layer / layers), which the
+            language backbone fills in.
 
     Shapes: `x` and the result `(B, *grid, C)`. The state is constant: H x K x V float32 numbers per row.
 
@@ -158,19 +157,18 @@ class LinearAttention(_Heads, name="linear_attention"):
         "gate_logit_normalizer": 1.0,
         "d_conv": 4,
         "position": "rotary",
-        "num_layers": 4,
+        "lightning_rate": 4.0,
     }
     requires = {
         "gate_rank": {"decay": "channel"},
         "gate_logit_normalizer": {"decay": "channel"},
-        "num_layers": {"decay": "lightning", "num_heads": 2},
+        "lightning_rate": {"decay": "lightning", "num_heads": 2},
     }
 
     def __init__(
         self,
         dim: int,
         *,
-        layer_index: int = 0,
         num_heads: int | None = None,
         head_dim: int = 64,
         head_v_dim: int | None = None,
@@ -183,7 +181,7 @@ class LinearAttention(_Heads, name="linear_attention"):
         output_gate: bool = False,
         output_norm: bool = False,
         position: Literal["none", "rotary"] = "none",
-        num_layers: int | None = None,
+        lightning_rate: float = 8.0,
     ) -> None:
         super().__init__()
         choices = {
@@ -196,8 +194,11 @@ class LinearAttention(_Heads, name="linear_attention"):
                 raise ConfigError(f'linear_attention.{key}: "{value}" is not known. Allowed: {", ".join(allowed)}.')
         if position == "rotary" and head_dim % 2:
             raise ConfigError(f"linear_attention.head_dim: {head_dim} is odd; rotary positions need pairs of channels.")
-        if gate_rank < 1 or gate_logit_normalizer <= 0:
-            raise ConfigError("linear_attention: gate_rank and gate_logit_normalizer must be positive.")
+        if gate_rank < 1 or gate_logit_normalizer <= 0 or lightning_rate < 0:
+            raise ConfigError(
+                f"linear_attention: gate_rank={gate_rank} and gate_logit_normalizer={gate_logit_normalizer} must be "
+                f"positive, lightning_rate={lightning_rate} not negative."
+            )
         self._sizes("linear_attention", dim, num_heads, head_dim, head_v_dim)
         self.decay, self.feature_map, self.normalize, self.position = decay, feature_map, normalize, position
         self.gate_logit_normalizer = gate_logit_normalizer
@@ -209,7 +210,7 @@ class LinearAttention(_Heads, name="linear_attention"):
         if decay == "retention":
             fixed = retention_decay(self.num_heads)
         elif decay == "lightning":
-            fixed = lightning_decay(self.num_heads, layer_index, num_layers)
+            fixed = lightning_decay(self.num_heads, lightning_rate)
         self.register_buffer("fixed_decay", fixed, persistent=False)
         self.reset_parameters()
 

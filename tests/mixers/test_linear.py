@@ -5,14 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from mixerzoo.errors import ConfigError
+from mixerzoo.kernels.ssd import ssd
 from mixerzoo.mixers.linear import Delta, LinearAttention, lightning_decay, retention_decay
 from mixerzoo.tests.mixers import sequence_checks as checks
+from mixerzoo.tests.utils import load_golden, relative_error
 
 LINEAR = {
     "plain": {},
     "unnormalised": {"normalize": False, "feature_map": "silu", "d_conv": 3, "output_norm": True, "output_gate": True},
     "retention": {"decay": "retention", "position": "rotary", "feature_map": "identity", "normalize": False},
-    "lightning": {"decay": "lightning", "num_heads": 2, "head_dim": 4, "num_layers": 4, "layer_index": 1},
+    "lightning": {"decay": "lightning", "num_heads": 2, "head_dim": 4, "lightning_rate": 6.0},
     "scalar": {"decay": "scalar", "gate_logit_normalizer": 2.0, "num_heads": 2, "head_v_dim": 6},
     "channel": {"decay": "channel", "gate_logit_normalizer": 2.0, "gate_rank": 3, "normalize": False},
 }
@@ -69,8 +71,31 @@ def test_retention_is_a_decayed_sum():
 
 def test_fixed_decays():
     assert torch.allclose(retention_decay(3).exp(), 1 - 2.0 ** -torch.tensor([5.0, 6.0, 7.0]))
-    assert torch.allclose(lightning_decay(4, 0, 8), -2.0 * torch.arange(4.0))
-    assert torch.allclose(lightning_decay(4, 4, 8), -1.0 * torch.arange(4.0))
+    assert torch.allclose(lightning_decay(4, 8.0), -2.0 * torch.arange(4.0))
+
+
+def test_golden_fixed_decays():
+    """The published constants with the scan, outputs and gradients. Retention's fixture is head first."""
+    golden = load_golden("fla_lightning_attn")
+    layer = golden.kwargs
+    decay = lightning_decay(4, 8.0 * (1 - layer["layer_idx"] / layer["num_layers"]))
+    assert relative_error(decay, golden["output.g_gamma"]) < 1e-6
+    q, k, v, initial = (golden[f"input.{n}"].clone().requires_grad_() for n in ("q", "k", "v", "initial_state"))
+    y, state = ssd(
+        q, k, v, decay.expand(2, 12, 4), scale=layer["scale"], initial_state=initial, return_final_state=True
+    )
+    assert relative_error(y, golden["output.o"]) < 1e-5
+    ((y * golden["cotangent.o"]).sum() + (state * golden["cotangent.final_state"]).sum()).backward()
+    for name, tensor in (("q", q), ("k", k), ("v", v), ("initial_state", initial)):
+        assert relative_error(tensor.grad, golden[f"grad.input.{name}"]) < 2e-5, name
+
+    golden = load_golden("fla_retention")
+    q, k, v = (golden[f"input.{n}"].transpose(1, 2).clone().requires_grad_() for n in "qkv")
+    y = ssd(q, k, v, retention_decay(4).expand(2, 12, 4), scale=golden.kwargs["scale"])
+    assert relative_error(y.transpose(1, 2), golden["output.o"]) < 1e-5
+    (y.transpose(1, 2) * golden["cotangent.o"]).sum().backward()
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        assert relative_error(tensor.grad.transpose(1, 2), golden[f"grad.input.{name}"]) < 2e-5, name
 
 
 def test_delta_overwrites_what_a_key_held():
