@@ -5,7 +5,6 @@ B batch, N tokens, C channels, S tokens of a segment.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 

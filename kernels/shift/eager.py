@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from itertools import product
 
-import torch
 from torch import Tensor
 
 from ..registration import register_op

@@ -8,7 +8,6 @@ channels. The layout of x is kept, as a CPU's Fourier transform returns the tran
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..activations import activate_, activation_gradient
