@@ -36,6 +36,9 @@ import torch
 
 _namespace = "mixerzoo"
 
+# Full name of an operator, `mixerzoo::NAME` -> what it was registered with: counting FLOPs looks into it.
+IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {}
+
 
 @contextlib.contextmanager
 def library_namespace(name: str) -> Iterator[None]:
@@ -73,6 +76,7 @@ def register_op(
     """
     op = torch.library.custom_op(f"{_namespace}::{name}", implementation, mutates_args=())
     op.register_fake(fake)
+    IMPLEMENTATIONS[f"{_namespace}::{name}"] = implementation
     if backward is not None:
         op.register_autograd(backward, setup_context=save)
     if flops is not None:

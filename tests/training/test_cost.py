@@ -91,3 +91,24 @@ def test_spread_and_throughput():
     assert figures["count"] == 4
     assert 0 < figures["p25"] <= figures["median"] <= figures["p75"]
     assert peak_memory_bytes() > 1 << 20
+
+
+def test_our_own_operators_are_looked_into():
+    from mixerzoo.mixers import create_mixer
+
+    x = torch.zeros(1, 6, 6, 32)
+    assert measure_flops(create_mixer("pooling", 32), x) >= 36 * 32 * 9  # 3x3 windows, whoever computes them
+    mlp = create_mixer("mlp_mixer", 32, grid=(6, 6))
+    products = sum(2 * p.numel() for p in mlp.parameters() if p.ndim > 1) * 32
+    figures = [
+        measure_flops(mlp, x, elementwise=False) for _ in range(2)
+    ]  # a second call: operators are registered late
+    assert figures == [products, products]
+
+
+def test_scans_grow_linearly():
+    from mixerzoo.mixers import create_mixer
+
+    mamba = create_mixer("mamba", 32)
+    small, large = (measure_flops(mamba, torch.zeros(1, n, 32)) for n in (128, 256))
+    assert large == pytest.approx(2 * small, rel=0.02)
