@@ -21,9 +21,26 @@ from .resize import resize_tokens_weight
 ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 
 
-def token_mlp(v, w1, b1, w2, b2, *, activation="gelu", backend="auto"):
-    hidden = ACTIVATIONS[activation](F.linear(v.transpose(1, 2), w1, b1))
-    return F.linear(hidden, w2, b2).transpose(1, 2)
+def to_front(x: Tensor, mask: Tensor, past: Tensor | None = None, count: Tensor | int = 0) -> tuple[Tensor, Tensor]:
+    """Real tokens moved to the front of their rows, in their order, as if there were no padding.
+
+    Args:
+        x: (B, L, C).
+        mask: (B, L) bool, True for real tokens.
+        past: (B, N, C) what the rows hold so far; empty rows of L tokens when None.
+        count: number of tokens in `past`, (B, 1) or one for all.
+
+    Returns:
+        The rows (B, N, C), zero behind the last real token, and the index (B, L, C) that takes the tokens back to where
+        they were: `rows.gather(1, index)`; what it takes for padding is arbitrary.
+    """
+    if past is None:
+        past = torch.zeros_like(x)
+    length = past.shape[1]
+    place = torch.where(mask, mask.cumsum(1) - 1 + count, length)  # padding goes to a row of its own
+    place = place.unsqueeze(-1).expand(x.shape)
+    rows = F.pad(past, (0, 0, 0, 1)).scatter(1, place, x)[:, :length]
+    return rows, place.clamp_max(length - 1)
 
 
 def renamed(state_dict: Mapping[str, Tensor], prefixes: Mapping[str, str]) -> dict[str, Tensor]:
@@ -111,13 +128,9 @@ class PositionMixer(Mixer):
         """Tokens put at their positions among `length`, mixed, and taken from there; also the positions' contents."""
         batch, _, width = v.shape
         real = v.new_ones(v.shape[:2], dtype=torch.bool) if mask is None else mask
-        position = real.cumsum(1) - 1
-        past = v.new_zeros(batch, length, width)
-        if state is not None:
-            past, position = state[0], position + state[2].unsqueeze(1)
-        place = torch.where(real, position, length).unsqueeze(-1).expand(v.shape)  # padding goes to a row of its own
-        held = F.pad(past, (0, 0, 0, 1)).scatter(1, place, v)[:, :length]
-        mixed = self.mix(held).gather(1, place.clamp_max(length - 1))
+        past, count = (v.new_zeros(batch, length, width), 0) if state is None else (state[0], state[2].unsqueeze(1))
+        held, place = to_front(v, real, past, count)
+        mixed = self.mix(held).gather(1, place)
         return mixed, held, real.sum(1)
 
     def init_state(

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, unknown
+from ..kernels import token_mlp
 from .base import Grid
-from .grid_mixing import ACTIVATIONS, MatrixMixer, PositionMixer, renamed, token_mlp
+from .grid_mixing import ACTIVATIONS, MatrixMixer, PositionMixer, renamed
 from .resize import resize_tokens_weight
 
 
