@@ -128,7 +128,12 @@ class Pooling(Mixer, name="pooling"):
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
         return kernels.pool_mix(
-            x, self.pool_size, causal=self.is_causal, mask=mask, document_ids=document_ids, backend=self.backend
+            x,
+            pool_size=self.pool_size,
+            causal=self.is_causal,
+            mask=mask,
+            document_ids=document_ids,
+            backend=self.backend,
         )
 
     def init_state(

@@ -113,8 +113,9 @@ def star_linear(x: Tensor, act: StarReLU, weight: Tensor, bias: Tensor | None) -
     Saves two passes over the wide hidden map and its gradient; overwrites `x`, which must be a fresh intermediate.
     """
     hidden = F.relu_(x)
-    shift = act.bias * weight.sum(1)
-    return F.linear(hidden * hidden, weight * act.scale, shift if bias is None else shift + bias)
+    hidden = hidden * hidden if torch.is_grad_enabled() else hidden.square_()
+    shift = F.linear(act.bias.expand(weight.shape[1]), weight)
+    return F.linear(hidden, weight * act.scale, shift if bias is None else shift + bias)
 
 
 _PLAIN: dict[str, Callable[[], nn.Module]] = {

@@ -1,0 +1,110 @@
+"""Our vision models beside timm's: forward and training step, throughput and memory. One process, interleaved.
+
+    python -m benchmarks.vision [--models poolformer_s12 ...] [--batch 8] [--size 224] [--rounds 15] [--json FILE]
+
+timm runs in its default layout and in channels-last memory format. A ratio is timm's time over ours, the median over
+rounds with its quartiles; above 1 ours is faster. Memory is what a training step keeps for backward.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from mixerzoo import create_model
+from mixerzoo.benchmarks.interleaved import interleave, ratio
+from mixerzoo.training.cost import measure_activation_bytes
+
+MODELS = ["poolformer_s12", "convformer_s18", "caformer_s18"]
+
+
+def forward_of(model: nn.Module, x: Tensor) -> Callable[[], object]:
+    """An inference run."""
+
+    def run() -> Tensor:
+        model.eval()
+        with torch.inference_mode():
+            return model(x)
+
+    return run
+
+
+def step_of(model: nn.Module, x: Tensor, target: Tensor) -> Callable[[], object]:
+    """A training step with SGD, so that the optimizer hides nothing."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+
+    def run() -> None:
+        model.train()
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), target).backward()
+        optimizer.step()
+
+    return run
+
+
+def measure(name: str, batch: int, size: int, rounds: int) -> list[dict[str, Any]]:
+    """Rows of the table for one model."""
+    torch.manual_seed(0)
+    x, target = torch.randn(batch, 3, size, size), torch.randint(1000, (batch,))
+    last = x.contiguous(memory_format=torch.channels_last)
+    ours, plain = create_model(name), timm.create_model(name)
+    channels_last = timm.create_model(name).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    rows = []
+    for what in ("forward", "training step"):
+        make = forward_of if what == "forward" else lambda m, images: step_of(m, images, target)
+        runs = {"ours": make(ours, x), "timm": make(plain, x), "timm channels-last": make(channels_last, last)}
+        seconds = interleave(runs, rounds=rounds)
+        memory = {"ours": ours, "timm": plain, "timm channels-last": channels_last}
+        for peer in ("timm", "timm channels-last"):
+            rows.append(
+                {
+                    "model": name,
+                    "what": what,
+                    "peer": peer,
+                    **ratio(seconds[peer], seconds["ours"]),
+                    "images_per_second": batch / sorted(seconds["ours"])[rounds // 2],
+                    "peer_images_per_second": batch / sorted(seconds[peer])[rounds // 2],
+                }
+            )
+            if what == "training step":
+                rows[-1]["activation_mib"] = measure_activation_bytes(memory["ours"].train(), x) / 2**20
+                rows[-1]["peer_activation_mib"] = measure_activation_bytes(memory[peer].train(), x) / 2**20
+    return rows
+
+
+def main() -> None:
+    """Measure, print the table, and write JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, ", end="")
+    print(f"timm {timm.__version__}, batch {args.batch} at {args.size}x{args.size}, {args.rounds} rounds")
+    print(f"{'model':16} {'what':14} {'peer':18} {'ratio':>6} {'quartiles':>13} {'img/s':>7} {'peer':>7} {'MiB':>7} {'peer':>7}")
+    rows = []
+    for name in args.models:
+        for row in measure(name, args.batch, args.size, args.rounds):
+            rows.append(row)
+            memory = "".join(f" {row[k]:7.0f}" for k in ("activation_mib", "peer_activation_mib") if k in row)
+            print(
+                f"{row['model']:16} {row['what']:14} {row['peer']:18} {row['ratio']:6.2f} {row['low']:6.2f}-{row['high']:<6.2f} "
+                f"{row['images_per_second']:7.1f} {row['peer_images_per_second']:7.1f}{memory}",
+                flush=True,
+            )
+    if args.json:
+        args.json.write_text(json.dumps({"threads": torch.get_num_threads(), "rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
