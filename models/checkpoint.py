@@ -175,6 +175,8 @@ def load_into(config: dict[str, Any], path: Path, *, native_size: Any = None) ->
     model = build_model(config)
     state = _adapt_sizes(state, model, path)
     sizes = [size for size in ((saved or {}).get("image_size"), native_size) if size is not None]
+    if not hasattr(getattr(model, "config", None), "image_size"):
+        sizes = []  # not a model of images
     state = _adapt_grid(state, model, config, sizes)
     if not _fits(state, model):
         raise _complaint(path, model, state, layout.name if layout else "mixerzoo")

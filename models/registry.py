@@ -17,12 +17,13 @@ from torch import nn
 from ..errors import ConfigError, unknown
 from ..schema import build_dataclass, keyword_options
 from .isotropic import Isotropic
+from .language import Language
 from .pyramid import Pyramid
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "model"
 
 # backbone kind -> class; a class has `config_class`, a dataclass, and is built from an instance of it
-BACKBONES: dict[str, type[nn.Module]] = {"pyramid": Pyramid, "isotropic": Isotropic}
+BACKBONES: dict[str, type[nn.Module]] = {"pyramid": Pyramid, "isotropic": Isotropic, "language": Language}
 
 
 def list_models(pattern: str = "*") -> list[str]:

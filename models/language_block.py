@@ -1,0 +1,76 @@
+"""The MetaFormer block on sequences, with padding, packed documents and streaming.
+
+Axis letters: B batch, N tokens, C channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..mixers import Mixer
+from .blocks import MetaFormerBlock, scaled_sum
+
+
+class LanguageBlock(MetaFormerBlock):
+    """`x <- x + mix(norm1(x)); x <- x + mlp(norm2(x))` ("pre"), or `norm1(x + mix(x))` and so on ("post", as in BERT).
+
+    Args:
+        dim: channels C.
+        mixer: the token mixer, built.
+        norm: norm by name or mapping.
+        norm_placement: "pre" or "post".
+        channel_mixer: channel mixer by name or mapping; None leaves the second half out, as in Mamba.
+        dropout: probability after each branch.
+        drop_path: probability that a sample skips a branch in training.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        mixer: Mixer,
+        norm: Any = "rms_norm",
+        norm_placement: str = "pre",
+        channel_mixer: Any = "gated_mlp",
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        key: str = "block",
+    ) -> None:
+        super().__init__(dim, mixer=mixer, norm=norm, channel_mixer=channel_mixer, drop_path=drop_path, key=key)
+        self.post = norm_placement == "post"
+        self.dropout = dropout
+
+    def _add(self, x: Tensor, branch: Tensor) -> Tensor:
+        if self.dropout and self.training:
+            branch = F.dropout(branch, self.dropout)
+        return scaled_sum(x, self.drop_path(branch), None, None)
+
+    def _finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """What follows the token mixer; acts on every token alone."""
+        x = self._add(x, mixed)
+        if self.post:
+            x = self.norm1(x)
+        if self.channel_mixer is None:
+            return x
+        x = self._add(x, self.channel_mixer(x if self.post else self.norm2(x)))
+        return self.norm2(x) if self.post else x
+
+    def _before(self, x: Tensor) -> Tensor:
+        return x if self.post else self.norm1(x)
+
+    def forward(self, x: Tensor, *, mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
+        packed = {} if document_ids is None else {"document_ids": document_ids}
+        return self._finish(x, self.mixer(self._before(x), mask=mask, **packed))
+
+    def prefill(self, x: Tensor, *, mask: Tensor | None = None, state: Any = None) -> tuple[Tensor, Any]:
+        """See `Mixer.prefill`."""
+        mixed, state = self.mixer.prefill(self._before(x), mask=mask, state=state)
+        return self._finish(x, mixed), state
+
+    def step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """See `Mixer.step`."""
+        mixed, state = self.mixer.step(self._before(x_t), state)
+        return self._finish(x_t, mixed), state

@@ -1,0 +1,90 @@
+"""Heads of language models.
+
+Axis letters: B batch, N tokens, C channels, V vocabulary, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .norms import ACTIVATIONS, NORMS
+
+OBJECTIVES = ("causal_lm", "masked_lm", "classify", "features")
+POOLS = ("mean", "last", "first")
+
+
+class LMHead(nn.Module):
+    """Logits over the vocabulary, (..., C) -> (..., V).
+
+    Args:
+        dim: C.
+        vocab_size: V.
+        tied: use the matrix of the token embedding, given to `forward`, in place of an own one.
+    """
+
+    def __init__(self, dim: int, vocab_size: int, *, tied: bool) -> None:
+        super().__init__()
+        self.weight = None if tied else nn.Parameter(torch.empty(vocab_size, dim))
+        if self.weight is not None:
+            nn.init.normal_(self.weight, std=0.02)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return F.linear(x, embedding if self.weight is None else self.weight)
+
+
+class MaskedLMHead(LMHead):
+    """Dense layer, activation and norm before the logits, which have a bias. BERT (2018), arXiv:1810.04805."""
+
+    def __init__(self, dim: int, vocab_size: int, *, tied: bool, norm: Any, act: str) -> None:
+        super().__init__(dim, vocab_size, tied=tied)
+        self.dense = nn.Linear(dim, dim)
+        self.act = ACTIVATIONS.build(act, key="head.act")
+        self.norm = NORMS.build(norm, dim, key="head.norm")
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return super().forward(self.norm(self.act(self.dense(x))), embedding) + self.bias
+
+
+class ClassifierHead(nn.Module):
+    """Pools a sequence and classifies it, (B, N, C) -> (B, K).
+
+    Args:
+        dim: C.
+        num_classes: K.
+        pool: "mean" over real tokens, "last" or "first" real token.
+        dropout: probability before the classifier.
+    """
+
+    def __init__(self, dim: int, num_classes: int, *, pool: str, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.pool, self.dropout = pool, dropout
+        self.fc = nn.Linear(dim, num_classes) if num_classes > 0 else nn.Identity()
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = pool(x, self.pool, mask)
+        if self.dropout and self.training:
+            x = F.dropout(x, self.dropout)
+        return self.fc(x)
+
+
+def last_index(mask: Tensor) -> Tensor:
+    """Index (B,) of the last real token of every row of a mask (B, N); the last index where there is none."""
+    places = torch.arange(mask.shape[1], device=mask.device)
+    last = torch.where(mask, places, -1).max(1).values
+    return torch.where(last < 0, mask.shape[1] - 1, last)
+
+
+def pool(x: Tensor, how: str, mask: Tensor | None) -> Tensor:
+    """(B, N, C) -> (B, C): "mean" over real tokens, the "last" or the "first" real one."""
+    if mask is None:
+        return {"mean": lambda: x.mean(1), "last": lambda: x[:, -1], "first": lambda: x[:, 0]}[how]()
+    if how == "mean":
+        weight = mask.to(x.dtype).unsqueeze(-1)
+        return (x * weight).sum(1) / weight.sum(1).clamp_min(1)
+    index = last_index(mask) if how == "last" else mask.to(torch.int8).argmax(1)
+    return x[torch.arange(x.shape[0], device=x.device), index]
