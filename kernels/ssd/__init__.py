@@ -69,11 +69,11 @@ def ssd(
     check_shape("ssd", "initial_state", initial_state, (batch, heads, keys, size), "B, H, K, V")
     check_documents("ssd", document_ids, batch, length)
     _check_groups("ssd", heads, groups)
-    chosen = choose_backend(
-        "ssd", backend, q, k, v, g, beta, initial_state, document_ids, available=("eager", "reference")
-    )
+    chosen = choose_backend("ssd", backend, q, k, v, g, beta, initial_state, document_ids)
     if v.numel() == 0 or chosen == "reference":
         from .reference import ssd_reference as run
+    elif chosen == "triton":
+        from .triton import ssd_triton as run
     else:
         from .eager import ssd_eager as run
     y, state = run(q, k, v, g, beta, float(scale), initial_state, document_ids)

@@ -1,0 +1,117 @@
+"""Pieces of Triton code that the chunked scans (`ssd`, `gla`, `delta_rule`) share, and their host-side counterparts.
+
+B batch, L length, H heads, K key size, V value size, C tokens of a chunk.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..errors import ConfigError
+
+CHUNK = 64  # C: a tile of C x C scores is four (16 x 16) blocks per warp with four warps
+LARGEST_KEY = 256  # the state of a program, K x 64 in float32, must fit its registers
+
+
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+# -- in kernels
+
+
+@triton.jit
+def dot(a, b, PRECISION: tl.constexpr, acc=None):
+    """`a @ b (+ acc)`, accumulated in float32.
+
+    Triton 3.8's interpreter multiplies the bit patterns of bfloat16 numbers; there the operands are widened first, which
+    gives what matrix units give.
+    """
+    if INTERPRETED:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, acc=acc, input_precision=PRECISION, out_dtype=tl.float32)
+
+
+@triton.jit
+def load_tile(pointer, stride, row, rows, col, cols):
+    """Tile of a matrix whose column stride is 1; zero outside `rows` x `cols`."""
+    mask = (row[:, None] < rows) & (col[None, :] < cols)
+    return tl.load(pointer + row[:, None] * stride + col[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def store_tile(pointer, stride, row, rows, col, cols, value):
+    """Store a tile within `rows` x `cols`, in the dtype of the memory."""
+    mask = (row[:, None] < rows) & (col[None, :] < cols)
+    tl.store(pointer + row[:, None] * stride + col[None, :], value.to(pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def load_column(pointer, stride, row, rows, GIVEN: tl.constexpr, default: tl.constexpr):
+    """Vector in float32, one number per token; zero beyond `rows`, and `default` throughout where not given."""
+    if GIVEN:
+        return tl.load(pointer + row * stride, mask=row < rows, other=0.0).to(tl.float32)
+    else:
+        return tl.full(row.shape, default, tl.float32)
+
+
+@triton.jit
+def load_documents(index, start, row, length, C: tl.constexpr):
+    """Documents of the tokens of the chunk at `start`, of the token before it, and of its last token.
+
+    `index` points at the row of the batch element; tokens beyond `length` are in no document (-1).
+    """
+    here = tl.load(index + start + row, mask=start + row < length, other=-1)
+    before = tl.load(index + tl.maximum(start - 1, 0))
+    before = tl.where(start > 0, before, 0)  # the initial state belongs to document 0
+    last = tl.load(index + tl.minimum(start + C, length) - 1)
+    return here, before, last
+
+
+# -- on the host
+
+
+def check_sizes(op: str, keys: int, *tensors: Tensor | None) -> torch.dtype:
+    """The dtype that q, k and v are cast to for the kernels.
+
+    Raises:
+        ConfigError: float64, or keys too large for the registers.
+    """
+    dtype = torch.float16
+    for i, tensor in enumerate(t for t in tensors if t is not None):
+        dtype = torch.promote_types(dtype, tensor.dtype) if i else tensor.dtype
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        raise ConfigError(f'{op}: backend "triton" computes in float16, bfloat16 or float32, not {dtype}.')
+    if keys > LARGEST_KEY:
+        raise ConfigError(f'{op}: backend "triton" takes keys of up to {LARGEST_KEY}, not {keys}.')
+    return dtype
+
+
+def rows(x: Tensor) -> Tensor:
+    """`x` itself when its last axis is contiguous (kernels take the other strides), else a copy.
+
+    Broadcast axes (stride 0) come from gradients of sums and are copied, too: a kernel may not rely on them.
+    """
+    return x if x.stride(-1) == 1 and 0 not in x.stride() else x.contiguous()
+
+
+def strides(x: Tensor | None, count: int = 3) -> tuple[int, ...]:
+    """The first strides of `x`, zeros when there is none."""
+    return (0,) * count if x is None else x.stride()[:count]
+
+
+def block(size: int, largest: int = 1 << 30) -> int:
+    """A power of two that covers `size`, at least 16 (what tl.dot needs) and at most `largest`."""
+    return min(largest, max(16, triton.next_power_of_2(size)))
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How tl.dot multiplies float32: exactly, unless PyTorch's own products may use TF32."""
+    return "ieee" if dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def given(x: Tensor | None, stand_in: Tensor) -> Tensor:
+    """What a kernel gets as pointer: `x`, or any tensor in its place, which the kernel then does not read."""
+    return stand_in if x is None else x
