@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
@@ -56,6 +57,16 @@ def register_groups() -> None:
         store.store(group="optimizer", name=name, node={"name": name, "lr": 1e-3, "weight_decay": 0.05})
 
 
+def _read_model(path: Path) -> dict[str, Any]:
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"model: {path} is not a readable YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"model: {path} holds no mapping.")
+    return model_config({str(key): value for key, value in content.items()})
+
+
 def _model_files(value: str) -> str:
     """Register the YAML files among the choices of `model=`, and put names in their place."""
     names = []
@@ -67,7 +78,7 @@ def _model_files(value: str) -> str:
         if not path.is_file():
             raise ConfigError(f"model: there is no file {path}. Models by name: {', '.join(list_models()[:12])}, ...")
         name = path.stem + ("-file" if path.stem in list_models() else "")
-        ConfigStore.instance().store(group="model", name=name, node=model_config(path))
+        ConfigStore.instance().store(group="model", name=name, node=_read_model(path))
         names.append(name)
     return ",".join(names)
 
@@ -81,11 +92,14 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
     for text in overrides:
         if "=" not in text and not text.startswith("~"):
             raise ConfigError(f'"{text}": arguments are written key=value, such as train.epochs=5.')
-    try:
-        return OverridesParser.create().parse_overrides(list(overrides))
-    except (OverrideParseException, HydraException) as error:
-        reason = str(error).replace("\n", "; ")
-        raise ConfigError(f"the command line cannot be read: {reason}") from error
+    parser, done = OverridesParser.create(), []
+    for text in overrides:
+        try:
+            done += parser.parse_overrides([text])
+        except HydraException as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"{text}: this argument cannot be read: {reason}. Quote it as '{text}'?") from error
+    return done
 
 
 def rewrite(overrides: Sequence[str]) -> list[str]:
@@ -98,6 +112,10 @@ def rewrite(overrides: Sequence[str]) -> list[str]:
     for text, override in zip(overrides, parse_overrides(overrides), strict=True):
         key, _, value = text.partition("=")
         section = key.split(".")[0]
+        if override.type == OverrideType.CHANGE and key in GROUPS and value == "null":
+            if key == "mixer":  # the model's own, as by default
+                continue
+            raise ConfigError(f"{key}: nothing is chosen; say {key}=NAME.")
         if override.type == OverrideType.CHANGE and key == "model":
             text = f"model={_model_files(value)}"
         elif override.type == OverrideType.CHANGE and key == "mixer" and value.startswith(("[", "{")):
