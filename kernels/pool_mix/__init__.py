@@ -67,4 +67,4 @@ def pool_mix(
     return run(x, pool_size, causal, mask, document_ids)
 
 
-AVAILABLE = ("eager", "reference")
+AVAILABLE = ("triton", "eager", "reference")

@@ -63,4 +63,4 @@ def segment_pool(
     return run(segment, local, segment_length, window, mask)
 
 
-AVAILABLE = ("eager", "reference")
+AVAILABLE = ("triton", "eager", "reference")

@@ -58,4 +58,4 @@ def shift(x: Tensor, shifts: Sequence[int | Sequence[int]], *, padding: str = "z
     return run(x, flat, padding == "wrap")
 
 
-AVAILABLE = ("eager", "reference")
+AVAILABLE = ("triton", "eager", "reference")

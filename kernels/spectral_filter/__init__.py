@@ -46,4 +46,4 @@ def spectral_filter(x: Tensor, w: Tensor, *, backend: str = "auto") -> Tensor:
     return run(x, w)
 
 
-AVAILABLE = ("eager", "reference")
+AVAILABLE = ("triton", "eager", "reference")
