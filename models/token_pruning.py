@@ -21,8 +21,8 @@ from .blocks import BLOCKS, MetaFormerBlock, scaled_sum
 class TokenPruningBlock(MetaFormerBlock):
     """A MetaFormer block after which ceil(token_keep_rate * N) tokens and the class token are left.
 
-    A pruned token is a row of zeros. By that the next block knows it, and no mask is carried along beside the tokens: no
-    token attends to it, and it stays zero. What the class token gives to every token, averaged over heads, decides
+    A pruned token is a row of zeros. By that the next block knows it, so no mask travels beside the tokens: no token
+    attends to it, and it stays zero. What the class token gives to every token, averaged over heads, decides
     which tokens stay; the choice has no gradient.
 
     Args:
