@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .. import kernels
 from ..errors import ConfigError
+from ..kernels.pointwise import linear, star_relu_linear
 from .base import Grid, Mixer
 
 _CONVS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -73,21 +74,8 @@ class SeparableConv(Mixer, name="conv"):
                 nn.init.zeros_(bias)
         nn.init.ones_(self.act_scale)
 
-    def _squared(self, x: Tensor) -> Tensor:
-        """`relu(fc1(x))**2`: StarReLU without its scale and bias."""
-        positive = F.relu_(self.fc1(x))
-        return positive * positive if torch.is_grad_enabled() else positive.square_()
-
-    def _shift(self, grid: Grid) -> Tensor:
-        """The depthwise convolution of a map of ones, `(*grid, E)`: for each place the sum of the taps inside."""
-        kernel = self.weight.squeeze(1)
-        for size in grid:
-            place = torch.arange(size, device=kernel.device).unsqueeze(1)
-            tap = torch.arange(self.kernel_size, device=kernel.device)
-            reached = place + tap - self.kernel_size // 2
-            inside = ((reached >= 0) & (reached < size)).to(kernel.dtype)
-            kernel = torch.tensordot(kernel, inside, dims=([1], [1]))
-        return kernel.movedim(0, -1)
+    def _expand(self, x: Tensor) -> Tensor:
+        return star_relu_linear(x, self.fc1.weight, self.fc1.bias, self.act_scale, self.act_bias)
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
         if x.ndim - 2 != self.rank:
@@ -96,33 +84,24 @@ class SeparableConv(Mixer, name="conv"):
             )
         if document_ids is not None and not self.is_causal:
             raise ConfigError('mixer "conv" honours document_ids in its causal form only.')
-        hidden = self._squared(x)
-        if self.is_causal or mask is not None:
-            hidden = torch.addcmul(self.act_bias, hidden, self.act_scale)
-            if mask is not None:
-                hidden = hidden * mask.unsqueeze(-1)
+        hidden = self._expand(x)
+        if mask is not None:
+            hidden = hidden * mask.unsqueeze(-1)
         if self.is_causal:
             mixed = kernels.causal_conv1d(hidden, self.weight.squeeze(1), self.conv_bias, document_ids=document_ids)
-        elif mask is not None:
-            mixed = self._depthwise(hidden, self.weight)
         else:
-            # the activation's scale and bias move behind the linear convolution: two passes over the wide map less
-            mixed = self._depthwise(hidden, self.weight * self.act_scale)
-            mixed = mixed.add_(self._shift(tuple(x.shape[1:-1])) * self.act_bias)
-        return self.fc2(mixed)
-
-    def _depthwise(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        conv, padding = _CONVS[self.rank], self.kernel_size // 2
-        y = conv(hidden.movedim(-1, 1), weight, self.conv_bias, padding=padding, groups=self.hidden)
-        return y.movedim(1, -1)
+            conv, padding = _CONVS[self.rank], self.kernel_size // 2
+            mixed = conv(
+                hidden.movedim(-1, 1), self.weight, self.conv_bias, padding=padding, groups=self.hidden
+            ).movedim(1, -1)
+        return linear(mixed, self.fc2.weight, self.fc2.bias)
 
     def init_state(self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Tensor:
         """The last `kernel_size - 1` hidden tokens, `(B, K - 1, E)`."""
         return torch.zeros(batch, self.kernel_size - 1, self.hidden, device=device, dtype=dtype)
 
     def step(self, x_t: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = torch.addcmul(self.act_bias, self._squared(x_t), self.act_scale)
-        mixed, state = kernels.causal_conv1d_step(hidden, self.weight.squeeze(1), self.conv_bias, state)
+        mixed, state = kernels.causal_conv1d_step(self._expand(x_t), self.weight.squeeze(1), self.conv_bias, state)
         return self.fc2(mixed), state
 
     @classmethod

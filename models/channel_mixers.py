@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.pointwise import linear
 from ..schema import Parts
-from .norms import ACTIVATIONS, StarReLU, star_linear
+from .norms import ACTIVATIONS, StarReLU, star_mlp
 
 CHANNEL_MIXERS = Parts("channel mixer")
 
@@ -51,12 +52,17 @@ class Mlp(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.fc1(x)
-        if not (self.dropout and self.training):
-            if isinstance(self.act, StarReLU):
-                return star_linear(hidden, self.act, self.fc2.weight, self.fc2.bias)
-            return self.fc2(self.act(hidden))
-        return F.dropout(self.fc2(F.dropout(self.act(hidden), self.dropout)), self.dropout)
+        first, second = self.fc1, self.fc2
+        if self.dropout and self.training:
+            hidden = F.dropout(self.act(first(x)), self.dropout)
+            return F.dropout(second(hidden), self.dropout)
+        if isinstance(self.act, StarReLU):
+            return star_mlp(x, first.weight, first.bias, self.act, second.weight, second.bias)
+        if isinstance(self.act, nn.GELU) and self.act.approximate == "none":
+            hidden = linear(x, first.weight, first.bias, activation="gelu")
+        else:
+            hidden = self.act(linear(x, first.weight, first.bias))
+        return linear(hidden, second.weight, second.bias)
 
 
 @CHANNEL_MIXERS.register("gated_mlp")
@@ -91,5 +97,5 @@ class GatedMlp(nn.Module):
         self.fc2 = nn.Linear(width, dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.fc1(x).chunk(2, dim=-1)
-        return self.fc2(self.act(gate) * value)
+        gate, value = linear(x, self.fc1.weight, self.fc1.bias).chunk(2, dim=-1)
+        return linear(self.act(gate) * value, self.fc2.weight, self.fc2.bias)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.pointwise import linear
 from ..schema import Parts
 
 NORMS = Parts("norm")
@@ -107,15 +108,17 @@ class SquaredReLU(nn.Module):
         return F.relu(x).square()
 
 
-def star_linear(x: Tensor, act: StarReLU, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`linear(act(x), weight, bias)`, with the activation's scale and bias folded into the small weight.
+def star_mlp(
+    x: Tensor, weight1: Tensor, bias1: Tensor | None, act: StarReLU, weight2: Tensor, bias2: Tensor | None
+) -> Tensor:
+    """`linear2(StarReLU(linear1(x)))`, with the activation's scale and bias folded into the small second weight.
 
-    Saves two passes over the wide hidden map and its gradient; overwrites `x`, which must be a fresh intermediate.
+    Saves two passes over the wide hidden map and over its gradient.
     """
-    hidden = F.relu_(x)
-    hidden = hidden * hidden if torch.is_grad_enabled() else hidden.square_()
-    shift = F.linear(act.bias.expand(weight.shape[1]), weight)
-    return F.linear(hidden, weight * act.scale, shift if bias is None else shift + bias)
+    hidden = linear(x, weight1, bias1, activation="relu")
+    hidden = hidden * hidden if torch.is_grad_enabled() else hidden.mul_(hidden)
+    shift = F.linear(act.bias.expand(weight2.shape[1]), weight2)
+    return linear(hidden, weight2 * act.scale, shift if bias2 is None else shift + bias2)
 
 
 _PLAIN: dict[str, Callable[[], nn.Module]] = {
