@@ -11,11 +11,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..errors import ConfigError
 from .base import Mixer
-from .kv_cache import KeyValueCache, Rule, append, attend, bias_of, extend
+from .kv_cache import KeyValueCache, Rule, append, attend, bias_of, extend, weigh
 from .positions import alibi_slopes, padding_last, positions_in_segment, put_back, reorder, rotate, segments
 
 
@@ -73,6 +72,8 @@ class Attention(Mixer, name="attention"):
         "sink_tokens": {"window": 3},
         "rope_theta": {"position": "rotary"},
     }
+
+    form = "softmax"  # of the weights, see `kv_cache.weigh`
 
     def __init__(
         self,
@@ -169,10 +170,11 @@ class Attention(Mixer, name="attention"):
             # padding is a document of its own, so that each of its tokens sees something
             segment, valid = torch.where(valid, segment, -1), None
         q, k, v = self.project(tokens, positions)
-        y = self.proj(attend(q, k, v, rule, positions=positions, segment=segment, valid=valid).flatten(2))
+        y = attend(q, k, v, rule, form=self.form, positions=positions, segment=segment, valid=valid)
+        y = self.proj(y.flatten(2))
         if order is not None:
             y = put_back(y, order)
-        return y.reshape(x.shape)
+        return y.reshape(*x.shape[:-1], -1)
 
     # -- streaming
 
@@ -202,7 +204,7 @@ class Attention(Mixer, name="attention"):
         if rule.slopes is not None:
             bias = bias.unflatten(1, (self.num_kv_heads, group)).squeeze(-2).to(q.dtype)
         q = q[:, 0].unflatten(1, (self.num_kv_heads, group))
-        y = F.scaled_dot_product_attention(q, keys, values, bias)
+        y = weigh(q, keys, values, bias, form=self.form)
         return self.proj(y.flatten(1)), state
 
     def prefill(
@@ -219,13 +221,14 @@ class Attention(Mixer, name="attention"):
         positions = index if fresh else state.length[:, None] + index
         q, k, v = self.project(tokens, positions)
         if fresh:
-            y = attend(q, k, v, rule)
+            y = attend(q, k, v, rule, form=self.form)
         else:
             keys, values = torch.cat([state.keys.to(k.dtype), k], 1), torch.cat([state.values.to(v.dtype), v], 1)
             key_positions = torch.cat([state.positions, positions], 1)
             y = attend(
-                q, keys, values, rule, positions=positions, key_positions=key_positions, valid=key_positions >= 0
-            )
+                q, keys, values, rule,
+                form=self.form, positions=positions, key_positions=key_positions, valid=key_positions >= 0,
+            )  # fmt: skip
         y = self.proj(y.flatten(2))
         return (y if order is None else put_back(y, order)), extend(state, k, v, rule, added)
 

@@ -71,12 +71,37 @@ def bias_of(rule: Rule, query: Tensor, key: Tensor, valid: Tensor | None = None)
     return bias.masked_fill(~visible[:, None], float("-inf"))
 
 
+def weigh(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *, form: str = "softmax", causal: bool = False
+) -> Tensor:
+    """The weighted mean of values, (B, H, N, D), for queries (B, H, N, D), keys and values (B, G, M, D).
+
+    Args:
+        bias: bool (what is visible) or float (added to the scores), broadcast to (B, H, N, M).
+        form: "softmax" of scaled dot products, or "linear": products of elu + 1, normalised; a float bias then is the
+            logarithm of a factor.
+        causal: only keys up to the query's index, without a bias.
+    """
+    if form == "softmax":
+        shared = q.shape[1] != k.shape[1]
+        return F.scaled_dot_product_attention(q, k, v, bias, is_causal=causal, enable_gqa=shared)
+    groups = q.shape[1] // k.shape[1]
+    k, v = (t.repeat_interleave(groups, 1) if groups > 1 else t for t in (k, v))
+    weight = (F.elu(q.float()) + 1) @ (F.elu(k.float()) + 1).mT
+    if causal:
+        weight = weight.tril()
+    elif bias is not None:
+        weight = weight.masked_fill(~bias, 0.0) if bias.dtype == torch.bool else weight * bias.float().exp()
+    return ((weight / weight.sum(-1, keepdim=True).clamp_min(1e-30)) @ v.float()).to(v.dtype)
+
+
 def attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     rule: Rule,
     *,
+    form: str = "softmax",
     positions: Tensor | None = None,
     key_positions: Tensor | None = None,
     segment: Tensor | None = None,
@@ -87,6 +112,7 @@ def attend(
     Args:
         q: (B, N, H, D).
         k, v: (B, M, G, D); head h uses key-value head h // (H / G).
+        form: see `weigh`.
         positions: (B or 1, N) positions of the queries; by default 0 .. N-1.
         key_positions: (B or 1, M) positions of the keys; by default those of the queries, and M = N.
         segment: (B, N) number of the document of every token; only tokens of the same one see each other.
@@ -95,13 +121,12 @@ def attend(
     Returns:
         (B, N, H, D).
     """
-    length, shared = q.shape[1], q.shape[2] != k.shape[2]
+    length = q.shape[1]
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     plain = rule.window is None and rule.slopes is None and segment is None and key_positions is None
     if plain and not (rule.causal and valid is not None):
         seen = None if valid is None else valid[:, None, None, :]
-        y = F.scaled_dot_product_attention(q, k, v, seen, is_causal=rule.causal, enable_gqa=shared)
-        return y.transpose(1, 2)
+        return weigh(q, k, v, seen, form=form, causal=rule.causal).transpose(1, 2)
     if positions is None:
         positions = torch.arange(length, device=q.device)[None]
     # keys in the order of the queries: a chunk of queries needs only the keys around it
@@ -131,9 +156,7 @@ def attend(
             allowed = same if allowed is None else same & allowed
         bias = bias_of(rule, positions[:, start:stop], keys(key_positions, 1), allowed)
         bias = bias if bias.dtype == torch.bool else bias.to(q.dtype)
-        outputs.append(
-            F.scaled_dot_product_attention(q[:, :, start:stop], keys(k, 2), keys(v, 2), bias, enable_gqa=shared)
-        )
+        outputs.append(weigh(q[:, :, start:stop], keys(k, 2), keys(v, 2), bias, form=form))
     return torch.cat(outputs, 2).transpose(1, 2)
 
 

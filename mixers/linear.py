@@ -1,4 +1,4 @@
-"""Linear attention: a matrix-valued state per head, with the decays of the literature, and the delta rule.
+"""Linear attention: a matrix-valued state per head, with the decays of the literature.
 
 Axis letters: B batch, N tokens, C channels, H heads, K key channels per head, V value channels per head, R rank of the
 gate. `*grid` is (N,), (H, W) or (T, H, W), read in raster order.
@@ -6,27 +6,17 @@ gate. `*grid` is (N,), (H, W) or (T, H, W), read in raster order.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ConfigError
-from ..kernels.delta_rule import delta_rule, delta_rule_step
 from ..kernels.gla import gla, gla_step
 from ..kernels.ssd import ssd, ssd_step
+from .linear_heads import LinearHeads, LinearState
 from .positions import rotate
-from .recurrent import RecurrentMixer, ShortConv, log_uniform_dt_bias
-
-
-class LinearState(NamedTuple):
-    """conv: (B, taps - 1, channels); memory: float32 (B, H, K, V); position: (B,) int64, tokens so far."""
-
-    conv: Tensor
-    memory: Tensor
-    position: Tensor
-
 
 FEATURE_MAPS = {
     "identity": lambda x: x,
@@ -46,78 +36,7 @@ def lightning_decay(heads: int, rate: float) -> Tensor:
     return -(rate / heads) * torch.arange(heads, dtype=torch.float32)
 
 
-class _Heads(RecurrentMixer):
-    """Projections, short convolution, state and read-out that linear attention and the delta rule share."""
-
-    def _sizes(self, owner: str, dim: int, num_heads: int | None, head_dim: int, head_v_dim: int | None) -> None:
-        for key, value in (("num_heads", num_heads), ("head_dim", head_dim), ("head_v_dim", head_v_dim)):
-            if value is not None and value < 1:
-                raise ConfigError(f"{owner}.{key}: {value} is not a positive number.")
-        self.num_heads = max(1, dim // head_dim) if num_heads is None else num_heads
-        self.head_dim = head_dim
-        self.head_v_dim = head_dim if head_v_dim is None else head_v_dim
-        self.key_width = self.num_heads * head_dim
-        self.value_width = self.num_heads * self.head_v_dim
-
-    def _build(self, dim: int, extra: tuple[int, ...], d_conv: int, output_gate: bool, norm_eps: float | None) -> None:
-        if d_conv < 0:
-            raise ConfigError(f"{self.name}.d_conv: {d_conv} is negative; 0 is no convolution.")
-        self.qkv_width = 2 * self.key_width + self.value_width
-        self.parts = (self.qkv_width, self.value_width if output_gate else 0, *extra)
-        self.in_proj = nn.Linear(dim, sum(self.parts), bias=False)
-        self.conv1d = ShortConv(self.qkv_width, d_conv, bias=False) if d_conv else None
-        self.norm = None if norm_eps is None else nn.RMSNorm(self.head_v_dim, eps=norm_eps)
-        self.out_proj = nn.Linear(self.value_width, dim, bias=False)
-
-    def _reset(self) -> None:
-        """Xavier uniform with gain 2^-2.5 for every projection by itself, as in RetNet and GLA."""
-        widths = (self.key_width, self.key_width, self.value_width, *self.parts[1:])
-        with torch.no_grad():
-            for weight in (*self.in_proj.weight.split([w for w in widths if w]), self.out_proj.weight):
-                nn.init.xavier_uniform_(weight, gain=2**-2.5)
-        if self.conv1d is not None:
-            self.conv1d.reset_parameters()
-        if self.norm is not None:
-            self.norm.reset_parameters()
-
-    def _split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = qkv.split((self.key_width, self.key_width, self.value_width), -1)
-        heads = (self.num_heads, -1)
-        return q.unflatten(-1, heads), k.unflatten(-1, heads), v.unflatten(-1, heads)
-
-    def _output(self, y: Tensor, gate: Tensor) -> Tensor:
-        if self.norm is not None:
-            y = self.norm(y)
-        y = y.flatten(-2)
-        if gate.shape[-1]:
-            y = y * F.silu(gate)
-        return self.out_proj(y)
-
-    def init_state(
-        self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
-    ) -> LinearState:
-        where = self.memory_format(device, dtype)
-        conv = torch.zeros(batch, 0, 0, **where) if self.conv1d is None else self.conv1d.init_state(batch, **where)
-        memory = torch.zeros(batch, self.num_heads, self.head_dim, self._memory_width(), device=where["device"])
-        return LinearState(conv, memory, torch.zeros(batch, device=where["device"], dtype=torch.int64))
-
-    def _memory_width(self) -> int:
-        return self.head_v_dim
-
-    def _advance(self, x: Tensor, real: Tensor | None, state: LinearState | None) -> tuple[Tensor, LinearState]:
-        """The state to start from, and positions (B or 1, N)."""
-        before = self.init_state(x.shape[0], device=x.device, dtype=x.dtype) if state is None else state
-        index = torch.arange(x.shape[1], device=x.device)[None]
-        return (index if state is None else before.position[:, None] + index), before
-
-    def _after(
-        self, x: Tensor, real: Tensor | None, before: LinearState, conv: Tensor | None, memory: Tensor
-    ) -> LinearState:
-        added = x.shape[1] if real is None else real.sum(1)
-        return LinearState(before.conv if conv is None else conv, memory, before.position + added)
-
-
-class LinearAttention(_Heads, name="linear_attention"):
+class LinearAttention(LinearHeads, name="linear_attention"):
     """Linear attention with a choice of decay. Katharopoulos et al. (2020), arXiv:2006.16236.
 
         S_t = decay_t * S_{t-1} + phi(k_t) v_t^T;   y_t = scale * phi(q_t) S_t;   out_proj(norm(y) * silu(gate))
@@ -306,106 +225,3 @@ class LinearAttention(_Heads, name="linear_attention"):
         else:
             y, memory = ssd_step(q, k, v, g, state.memory, scale=scale)
         return self._read(y, gate), LinearState(conv, memory, state.position + 1)
-
-
-class Delta(_Heads, name="delta"):
-    """The delta rule, gated: DeltaNet (2024), arXiv:2406.06484, and Gated DeltaNet (2024), arXiv:2412.06464.
-
-        S' = exp(g_t) S_{t-1};   S_t = S' + k_t (beta_t (v_t - S'^T k_t))^T;   y_t = scale * q_t S_t
-
-    q and k have unit length, beta_t = sigmoid(.) and g_t = -exp(A_log) softplus(. + dt_bias) come from the token.
-
-    Args:
-        dim: number of channels C.
-        num_heads: number of heads H; by default `max(1, dim // head_dim)`.
-        head_dim: key channels per head K.
-        head_v_dim: value channels per head V; by default `head_dim`.
-        gated: whether the state decays (Gated DeltaNet) or not (DeltaNet).
-        d_conv: taps of the causal convolution with silu over queries, keys and values; 0 for none.
-        output_gate: multiply with silu of a projection of the input, after the RMS norm of every head.
-        allow_neg_eigval: beta in (0, 2) instead of (0, 1). arXiv:2411.12537.
-        norm_eps: of the RMS norm of every head.
-
-    Shapes: `x` and the result `(B, *grid, C)`. The state is constant: H x K x V float32 numbers per row.
-
-    Raises:
-        ConfigError: a size that is not positive.
-    """
-
-    source = "Gated Delta Networks (2024), arXiv:2412.06464"
-    alternatives = {"num_heads": 2, "head_dim": 16, "head_v_dim": 16, "d_conv": 0, "norm_eps": 0.1}
-
-    def __init__(
-        self,
-        dim: int,
-        *,
-        num_heads: int | None = None,
-        head_dim: int = 64,
-        head_v_dim: int | None = None,
-        gated: bool = True,
-        d_conv: int = 4,
-        output_gate: bool = True,
-        allow_neg_eigval: bool = False,
-        norm_eps: float = 1e-5,
-    ) -> None:
-        super().__init__()
-        self._sizes("delta", dim, num_heads, head_dim, head_v_dim)
-        self.allow_neg_eigval = allow_neg_eigval
-        self._build(dim, (self.num_heads, self.num_heads if gated else 0), d_conv, output_gate, norm_eps)
-        self.A_log = nn.Parameter(torch.empty(self.num_heads)) if gated else None
-        self.dt_bias = nn.Parameter(torch.empty(self.num_heads)) if gated else None
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Xavier uniform with gain 2^-2.5; A uniform in (1, 16) and log-uniform dt as in Mamba-2."""
-        self._reset()
-        if self.A_log is not None and self.dt_bias is not None:
-            with torch.no_grad():
-                self.A_log.uniform_(1.0, 16.0).log_()
-            log_uniform_dt_bias(self.dt_bias, 0.001, 0.1, 1e-4)
-
-    def _inputs(self, qkv: Tensor, b: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-        q, k, v = self._split_heads(qkv if self.conv1d is not None else F.silu(qkv))
-        q, k = (F.normalize(t.float(), dim=-1, eps=1e-6).to(t.dtype) for t in (q, k))
-        beta = b.float().sigmoid() * (2.0 if self.allow_neg_eigval else 1.0)
-        g = None
-        if self.A_log is not None and self.dt_bias is not None:
-            g = -self.A_log.float().exp() * F.softplus(a.float() + self.dt_bias.float())
-        return q, k, v, beta, g
-
-    def scan(
-        self,
-        x: Tensor,
-        *,
-        real: Tensor | None = None,
-        document_ids: Tensor | None = None,
-        state: LinearState | None = None,
-        return_state: bool = False,
-    ) -> tuple[Tensor, LinearState | None]:
-        qkv, gate, b, a = self.in_proj(x).split(self.parts, -1)
-        _, before = self._advance(x, real, state)
-        conv = None
-        if self.conv1d is not None:
-            qkv, conv = self.conv1d(
-                qkv, real=real, document_ids=document_ids, state=None if state is None else state.conv,
-                return_state=return_state,
-            )  # fmt: skip
-        q, k, v, beta, g = self._inputs(qkv, b, a)
-        if real is not None:
-            beta = beta * real[..., None]
-            g = None if g is None else g * real[..., None]
-        result = delta_rule(
-            q, k, v, beta, g, scale=self.head_dim**-0.5, initial_state=None if state is None else state.memory,
-            document_ids=document_ids, return_final_state=return_state,
-        )  # fmt: skip
-        y, memory = result if isinstance(result, tuple) else (result, None)
-        return self._output(y, gate), None if memory is None else self._after(x, real, before, conv, memory)
-
-    def step(self, x_t: Tensor, state: LinearState) -> tuple[Tensor, LinearState]:
-        qkv, gate, b, a = self.in_proj(x_t).split(self.parts, -1)
-        conv = state.conv
-        if self.conv1d is not None:
-            qkv, conv = self.conv1d.step(qkv, conv)
-        q, k, v, beta, g = self._inputs(qkv, b, a)
-        y, memory = delta_rule_step(q, k, v, beta, g, state.memory, scale=self.head_dim**-0.5)
-        return self._output(y, gate), LinearState(conv, memory, state.position + 1)

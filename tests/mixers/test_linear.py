@@ -6,7 +6,8 @@ import pytest
 import torch
 from mixerzoo.errors import ConfigError
 from mixerzoo.kernels.ssd import ssd
-from mixerzoo.mixers.linear import Delta, LinearAttention, lightning_decay, retention_decay
+from mixerzoo.mixers.delta import Delta
+from mixerzoo.mixers.linear import LinearAttention, lightning_decay, retention_decay
 from mixerzoo.tests.mixers import sequence_checks as checks
 from mixerzoo.tests.utils import load_golden, relative_error
 
