@@ -1,20 +1,35 @@
 """MetaFormer backbones, models by name, and checkpoints of other sources."""
 
-from . import conversion_metaformer, timm_interop
+from . import (
+    block_variants,
+    conversion_fourier,
+    conversion_metaformer,
+    conversion_mlp,
+    fourier_blocks,
+    mobile_parts,
+    timm_interop,
+    token_pruning,
+)
 from .checkpoint import load_into, read_state_dict, save_model
 from .registry import build_model, config_of, create_model, list_models, model_config
 from .resize import resize_grid
 
 __all__ = [
+    "block_variants",
     "build_model",
     "config_of",
+    "conversion_fourier",
     "conversion_metaformer",
+    "conversion_mlp",
     "create_model",
+    "fourier_blocks",
     "list_models",
     "load_into",
+    "mobile_parts",
     "model_config",
     "read_state_dict",
     "resize_grid",
     "save_model",
     "timm_interop",
+    "token_pruning",
 ]

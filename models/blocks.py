@@ -11,6 +11,7 @@ import torch
 from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 
+from ..errors import ConfigError
 from ..mixers import Mixer
 from ..schema import Parts
 from .channel_mixers import CHANNEL_MIXERS
@@ -41,6 +42,8 @@ class MetaFormerBlock(nn.Module):
         res_scale: initial value of the learnable scale r of each identity path, None for no scale.
         drop_path: probability that a sample skips a branch in training.
         key: path of the configuration, for messages.
+        channel_norm: norm of the second half, where it is not `norm`.
+        shared_norm: one norm, with the same weights, for both halves.
     """
 
     def __init__(
@@ -54,8 +57,12 @@ class MetaFormerBlock(nn.Module):
         res_scale: float | None = None,
         drop_path: float = 0.0,
         key: str = "block",
+        channel_norm: Any = None,
+        shared_norm: bool = False,
     ) -> None:
         super().__init__()
+        if shared_norm and channel_norm is not None:
+            raise ConfigError(f"{key}.channel_norm: it cannot be given with shared_norm.")
 
         def scale(value: float | None) -> nn.Parameter | None:
             return None if value is None else nn.Parameter(torch.full((dim,), float(value)))
@@ -66,7 +73,8 @@ class MetaFormerBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.channel_mixer = None
         if channel_mixer is not None:
-            self.norm2 = NORMS.build(norm, dim, key=f"{key}.norm")
+            other = norm if channel_norm is None else channel_norm
+            self.norm2 = None if shared_norm else NORMS.build(other, dim, key=f"{key}.norm")
             self.channel_mixer = CHANNEL_MIXERS.build(channel_mixer, dim, key=f"{key}.channel_mixer")
             self.layer_scale2, self.res_scale2 = scale(layer_scale), scale(res_scale)
 
@@ -76,7 +84,7 @@ class MetaFormerBlock(nn.Module):
         x = scaled_sum(x, self.drop_path(branch), self.res_scale1, self.layer_scale1)
         if self.channel_mixer is None:
             return x
-        branch = self.channel_mixer(self.norm2(x))
+        branch = self.channel_mixer((self.norm1 if self.norm2 is None else self.norm2)(x))
         return scaled_sum(x, self.drop_path(branch), self.res_scale2, self.layer_scale2)
 
 

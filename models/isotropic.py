@@ -34,13 +34,14 @@ class IsotropicConfig:
         depth: number of blocks.
         mixer: token mixer, or a list that is repeated to the depth.
         channel_mixer: channel mixer; None for blocks without one.
-        block: the block around the mixers.
+        block: the block around the mixers, or a list with one for each layer.
         norm: norm of the blocks.
         layer_scale, res_scale: initial scales of branches and identity paths; None for no scale.
         patch_size: side of the patches.
         stem: what makes the grid from the image; None for a linear patch embedding.
         position: "learned" adds a position table, resized bicubically to other grids; "none" does not.
-        class_token: prepend a class token. The mixers then see a sequence `(B, 1 + N, C)`, not a grid.
+        class_token: prepend a class token. The mixers then see a sequence `(B, 1 + N, C)`, not a grid; those with an
+            option `class_token` that is on are built for the grid without it.
         head: classification head.
         image_size: one number or [H, W]; fixes the grid of mixers that need it.
         in_chans: channels of the image.
@@ -94,6 +95,7 @@ class Isotropic(VisionBackbone):
         pattern = config.mixer if isinstance(config.mixer, (list, tuple)) else [config.mixer]
         mixers = [pattern[i % len(pattern)] for i in range(depth)]
         norms = per_stage(config.norm, depth, key=f"{key}.norm")
+        around = per_stage(config.block, depth, key=f"{key}.block")
         drop_paths = calculate_drop_path_rates(config.drop_path, depth)
         mixer_grid = (tokens,) if config.class_token else self.grid
         blocks = []
@@ -101,7 +103,9 @@ class Isotropic(VisionBackbone):
             path = f"{key}.mixer[{i % len(pattern)}]" if len(pattern) > 1 else f"{key}.mixer"
             name, options = check_mixer(mixers[i], key=path)
             NORMS.check(norms[i], key=f"{key}.norm")
-            mixer = create_mixer(name, dim, grid=mixer_grid, layer_index=i, key=path, **options)
+            knows_token = config.class_token and options.get("class_token", False)
+            grid = self.grid if knows_token else mixer_grid
+            mixer = create_mixer(name, dim, grid=grid, layer_index=i, key=path, **options)
             if len(mixer_grid) not in mixer.axes:
                 why = "; set class_token=false for mixers of images" if config.class_token else ""
                 raise ConfigError(
@@ -109,7 +113,7 @@ class Isotropic(VisionBackbone):
                 )
             blocks.append(
                 BLOCKS.build(
-                    config.block,
+                    around[i],
                     dim,
                     key=f"{key}.block",
                     mixer=mixer,
@@ -150,7 +154,7 @@ class Isotropic(VisionBackbone):
         x = torch.cat([self.class_token.expand(batch, -1, -1), x.reshape(batch, height * width, dim)], dim=1)
         return x if position is None else x + position
 
-    def stage_forward(self, index: int, x: Tensor) -> Tensor:
+    def stage_forward(self, index: int, x: Tensor, carried: list[Tensor]) -> Tensor:
         return self.run_blocks(self.stages[index].blocks, x)
 
     def map_of(self, x: Tensor) -> Tensor:
@@ -167,5 +171,6 @@ class Isotropic(VisionBackbone):
 
     def mixers_with_grids(self, image_size: int | tuple[int, int]) -> list[tuple[Mixer, Grid]]:
         height, width = self.stem.out_size(check_image_size(image_size, key="image_size"))
-        grid = (height * width + 1,) if self.class_token is not None else (height, width)
-        return [(m, grid) for m in self.stages.modules() if isinstance(m, Mixer)]
+        whole = (height * width + 1,) if self.class_token is not None else (height, width)
+        mixers = [m for m in self.stages.modules() if isinstance(m, Mixer)]
+        return [(m, (height, width) if getattr(m, "class_token", False) else whole) for m in mixers]

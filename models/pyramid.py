@@ -17,7 +17,9 @@ from ..mixers.registry import check_mixer
 from .blocks import BLOCKS
 from .channel_mixers import CHANNEL_MIXERS
 from .heads import HEADS
+from .mobile_parts import FUSIONS
 from .norms import NORMS
+from .stem_variants import SHORTCUTS
 from .stems import STEMS
 from .vision import VisionBackbone, check_image_size, per_stage
 
@@ -38,7 +40,9 @@ class PyramidConfig:
         layer_scale: initial scale of the branches, per stage; None for no scale.
         res_scale: initial scale of the identity paths, per stage; None for no scale.
         stem: what makes the first grid from the image.
-        downsample: what stands before stages 2, 3, ...; None keeps grid and width.
+        downsample: what stands before stages 2, 3, ...: one for all or a list; None keeps grid and width.
+        shortcut: paths that lead the inputs of stages past them; None for none.
+        fusion: what joins the result of a stage's blocks with what entered them, per stage; None for nothing.
         head: classification head.
         image_size: one number or [H, W]; fixes the grids of mixers that need them.
         in_chans: channels of the image.
@@ -56,6 +60,8 @@ class PyramidConfig:
     res_scale: float | list[float | None] | None = None
     stem: Any = "conv"
     downsample: Any = None
+    shortcut: Any = None
+    fusion: Any = None
     head: Any = "linear"
     image_size: int | list[int] = 224
     in_chans: int = 3
@@ -64,12 +70,15 @@ class PyramidConfig:
 
 
 class Stage(nn.Module):
-    """Downsampling, then equal blocks; `(B, H, W, C)` to `(B, H', W', C')`."""
+    """Downsampling, equal blocks, and a fusion with what entered these; `(B, H, W, C)` to `(B, H', W', C')`."""
 
-    def __init__(self, downsample: nn.Module | None, blocks: list[nn.Module]) -> None:
+    def __init__(
+        self, downsample: nn.Module | None, blocks: list[nn.Module], fusion: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.downsample = downsample
         self.blocks = nn.ModuleList(blocks)
+        self.fusion = fusion
 
 
 class Pyramid(VisionBackbone):
@@ -96,6 +105,8 @@ class Pyramid(VisionBackbone):
         layer_scales = per_stage(config.layer_scale, stages, key=f"{key}.layer_scale")
         res_scales = per_stage(config.res_scale, stages, key=f"{key}.res_scale")
         drop_paths = calculate_drop_path_rates(config.drop_path, list(config.depths), stagewise=True)
+        fusions = per_stage(config.fusion, stages, key=f"{key}.fusion")
+        downsamples = [None, *per_stage(config.downsample, stages - 1, key=f"{key}.downsample")]
         size = check_image_size(config.image_size, key=f"{key}.image_size")
 
         self.stem = STEMS.build(config.stem, config.in_chans, config.dims[0], key=f"{key}.stem")
@@ -110,8 +121,8 @@ class Pyramid(VisionBackbone):
             if channel_mixers[i] is not None:
                 CHANNEL_MIXERS.check(channel_mixers[i], key=f"{key}.channel_mixer")
             downsample = None
-            if i > 0 and config.downsample is not None:
-                downsample = STEMS.build(config.downsample, width, dim, key=f"{key}.downsample")
+            if downsamples[i] is not None:
+                downsample = STEMS.build(downsamples[i], width, dim, key=f"{key}.downsample")
                 grid = downsample.out_size((grid[0], grid[1]), key=f"{key}.image_size")
                 reduction *= downsample.stride
             elif dim != width:
@@ -135,21 +146,30 @@ class Pyramid(VisionBackbone):
                     )
                 )
                 layer += 1
-            self.stages.append(Stage(downsample, built))
+            fusion = None
+            if fusions[i] is not None:
+                fusion = FUSIONS.build(fusions[i], dim, key=f"{key}.fusion")
+            self.stages.append(Stage(downsample, built, fusion))
             self.feature_info.append({"num_chs": dim, "reduction": reduction, "module": f"stages.{i}"})
             width = dim
-        self.num_features = self.head_hidden_size = width
+        self.shortcut = None
+        if config.shortcut is not None:
+            self.shortcut = SHORTCUTS.build(config.shortcut, list(config.dims), key=f"{key}.shortcut")
         self.head = HEADS.build(config.head, width, config.num_classes, key=f"{key}.head")
+        self.num_features, self.head_hidden_size = width, self.head.dim
         self.init_weights()
 
     def embed(self, x: Tensor) -> Tensor:
         return self.stem(x.permute(0, 2, 3, 1))
 
-    def stage_forward(self, index: int, x: Tensor) -> Tensor:
+    def stage_forward(self, index: int, x: Tensor, carried: list[Tensor]) -> Tensor:
         stage = self.stages[index]
         if stage.downsample is not None:
             x = stage.downsample(x)
-        return self.run_blocks(stage.blocks, x)
+        if self.shortcut is not None:
+            x = self.shortcut(index, x, carried)
+        y = self.run_blocks(stage.blocks, x)
+        return y if stage.fusion is None else stage.fusion(x, y)
 
     def mixers_with_grids(self, image_size: int | tuple[int, int]) -> list[tuple[Mixer, Grid]]:
         size = check_image_size(image_size, key="image_size")

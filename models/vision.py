@@ -67,8 +67,8 @@ class VisionBackbone(nn.Module):
         """Image `(B, C_in, H, W)` to the first tokens, channels last."""
         raise NotImplementedError
 
-    def stage_forward(self, index: int, x: Tensor) -> Tensor:
-        """Tokens through one stage."""
+    def stage_forward(self, index: int, x: Tensor, carried: list[Tensor]) -> Tensor:
+        """Tokens through one stage; `carried` is what stages lead past others, empty before the first."""
         raise NotImplementedError
 
     def mixers_with_grids(self, image_size: int | tuple[int, int]) -> list[tuple[Mixer, Grid]]:
@@ -103,8 +103,9 @@ class VisionBackbone(nn.Module):
                 f"images must have the shape (batch, {self.in_chans}, height, width), not {tuple(x.shape)}."
             )
         x = self.embed(x)
+        carried: list[Tensor] = []
         for i in range(len(self.stages)):
-            x = self.stage_forward(i, x)
+            x = self.stage_forward(i, x, carried)
         return self.finish(x)
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -147,9 +148,10 @@ class VisionBackbone(nn.Module):
         take, last = feature_take_indices(len(self.stages), indices)
         shown: list[Tensor] = []
         size = (x.shape[2], x.shape[3])
+        carried: list[Tensor] = []
         x = self.embed(x)
         for i in range(len(self.stages) if not stop_early else last + 1):
-            x = self.stage_forward(i, x)
+            x = self.stage_forward(i, x, carried)
             if i in take:
                 y = self.map_without_token(self.finish(x) if norm else x, size)
                 shown.append(y if output_fmt == "NCHW" else y.permute(0, 2, 3, 1))
