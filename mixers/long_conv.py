@@ -94,12 +94,10 @@ class _LongConv(RecurrentMixer):
         added = torch.full_like(before, length) if real is None else real.sum(1)
         if not torch.compiler.is_compiling():
             self._check_length(int((before + added).max()))
-        kept = w if real is None else w * real[..., None]
         place = before[:, None] + torch.arange(length, device=w.device)
         # padding behind the last place is dropped: it holds zeros, and the clamped place gets them added
         index = place.clamp_max(self.l_max - 1).unsqueeze(-1).expand_as(w)
-        kept = torch.where((place < self.l_max)[..., None], kept, 0)
-        past = past.scatter_add(1, index, kept)
+        past = past.scatter_add(1, index, torch.where((place < self.l_max)[..., None], w, 0))
         if state is None:
             y = self._convolve(w, None)
         else:
@@ -246,6 +244,8 @@ class LongConv(_LongConv, name="long_conv"):
         )  # fmt: skip
         x1, x2, v = u.chunk(3, -1)
         w = x1 * v
+        if real is not None:
+            w = w * real[..., None]  # an FFT spreads the rounding of large values over all positions
         if document_ids is not None:
             y, after = self._convolve(w, document_ids), None
         else:
@@ -369,6 +369,8 @@ class BaseConv(_LongConv, name="base_conv"):
             before = self.init_state(x.shape[0], device=x.device, dtype=x.dtype) if state is None else state
             added = x.shape[1] if real is None else real.sum(1)
             return self._gate(x, y), LongConvState(conv, before.past, before.length + added)
+        if real is not None:
+            x = x * real[..., None]
         if document_ids is not None:
             y, after = self._convolve(x, document_ids), None
         else:
