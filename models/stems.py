@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
@@ -57,7 +58,9 @@ class ConvStem(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.norm is not None and self.norm_first:
             x = self.norm(x)
-        x = self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        # contiguous() is free where the convolution already gives channels last, which it does for such an input
+        x = self.conv(x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last))
+        x = x.permute(0, 2, 3, 1).contiguous()
         if self.norm is not None and not self.norm_first:
             x = self.norm(x)
         return x
