@@ -36,7 +36,7 @@ def _cells(position, size, before, after):
 def pool_mix_kernel(
     x_ptr, y_ptr, mask_ptr, document_ptr, inverse_ptr, frames, height, width, channels, x_b, x_t, x_h, x_w,
     BT: tl.constexpr, AT: tl.constexpr, BH: tl.constexpr, AH: tl.constexpr, BW: tl.constexpr, AW: tl.constexpr,
-    TRANSPOSED: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CB: tl.constexpr,
+    TRANSPOSED: tl.constexpr, COUNTED: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
     """The window reaches B* cells before and A* cells after each position. Forward: y; transposed: dx from dy."""
     tile = tl.program_id(0)
@@ -50,7 +50,6 @@ def pool_mix_kernel(
     c = tl.program_id(1) * CB + tl.arange(0, CB)
     real = c < channels
     sample = b * frames * height * width
-    counted = (mask_ptr is not None) or (document_ptr is not None)
 
     if document_ptr is not None:
         document = tl.load(document_ptr + sample + h, mask=h < height, other=-1)
@@ -72,7 +71,7 @@ def pool_mix_kernel(
                 x = tl.load(x_ptr + at[:, None] + c[None, :], mask=valid[:, None] & real[None, :], other=0.0)
                 x = x.to(tl.float32)
                 if TRANSPOSED:
-                    if counted:
+                    if COUNTED:
                         inverse = tl.load(inverse_ptr + sample + at_row + column, mask=valid, other=0.0)
                     else:  # the window of the forward pass is mirrored
                         inverse = 1.0 / (
@@ -85,7 +84,7 @@ def pool_mix_kernel(
             if document_ptr is not None:
                 seen &= document == tl.load(document_ptr + sample + row, mask=exists, other=-2)
             total += tl.where(seen[:, None, None], line[None, :, :], 0.0)
-            if counted and not TRANSPOSED:
+            if COUNTED and not TRANSPOSED:
                 count += tl.where(seen[:, None], cells[None, :], 0.0)
 
     inside = (h[:, None] < height) & (w[None, :] < width)
@@ -94,10 +93,9 @@ def pool_mix_kernel(
     if mask_ptr is not None:
         valid &= tl.load(mask_ptr + sample + position, mask=inside, other=0) != 0
     if not TRANSPOSED:
-        if counted:
+        if COUNTED:
             inverse = 1.0 / tl.maximum(count, 1.0)
-            if inverse_ptr is not None:
-                tl.store(inverse_ptr + sample + position, inverse, mask=inside & (tl.program_id(1) == 0))
+            tl.store(inverse_ptr + sample + position, inverse, mask=inside & (tl.program_id(1) == 0))
         else:
             inverse = 1.0 / (
                 _cells(t, frames, BT, AT) * _cells(h, height, BH, AH)[:, None] * _cells(w, width, BW, AW)[None, :]
@@ -133,7 +131,7 @@ def _launch(
     tiles = batch * grid[0] * triton.cdiv(grid[1], TH) * triton.cdiv(grid[2], TW)
     pool_mix_kernel[lambda meta: (tiles, triton.cdiv(channels, meta["CB"]))](
         x, y, mask, document, inverse, *grid, channels, x.stride(0), *strides,
-        BT=bt, AT=at, BH=bh, AH=ah, BW=bw, AW=aw, TRANSPOSED=transposed, TH=TH, TW=TW,
+        BT=bt, AT=at, BH=bh, AH=ah, BW=bw, AW=aw, TRANSPOSED=transposed, COUNTED=inverse is not None, TH=TH, TW=TW,
     )  # fmt: skip
     return y
 

@@ -74,7 +74,7 @@ def segment_pool_forward_kernel(
 
 
 @triton.autotune(
-    configs=configs(({"T": 16, "CB": 64}, 4, 1), ({"T": 8, "CB": 128}, 4, 1), ({"T": 16, "CB": 32}, 4, 1)),
+    configs=configs(({"T": 16, "CB": 64}, 4, 1), ({"T": 16, "CB": 32}, 4, 1)),
     key=["length", "channels", "size", "R"],
 )
 @triton.jit

@@ -1,7 +1,7 @@
 """The elementwise complex filter on GPUs: every number is read and written once, forward and backward.
 
-b sample, p place in the memory of a sample. A program owns P complex numbers and goes over the batch: a shared filter is
-then read once, and its gradient summed without atomics.
+b sample, p place in the memory of a sample. A program owns P complex numbers and goes over the batch: a shared filter
+is then read once, and its gradient summed without atomics.
 """
 
 from __future__ import annotations
