@@ -27,6 +27,9 @@ GROUPS = ("model", "mixer", "task", "optimizer")
 # Entries of a model that the data decide. A model file gives native values only; what a user says must agree.
 FROM_DATA = ("num_classes", "in_chans", "image_size", "vocab_size", "sequence_length")
 
+# The choice of `mixer=` that stands for null, the model's own: Hydra cannot sweep over null.
+OWN = "own"
+
 
 def _without_file(group: str, names: Iterable[str]) -> list[str]:
     return [name for name in names if not (CONFIGS / group / f"{name}.yaml").exists()]
@@ -48,6 +51,7 @@ def register_groups() -> None:
     from timm.optim import list_optimizers
 
     store = ConfigStore.instance()
+    store.store(group="mixer", name=OWN, node={})
     for name in _without_file("mixer", list_mixers()):
         store.store(group="mixer", name=name, node={"name": name, **_defaults(mixer_options(name))})
     for name in _without_file("task", list_tasks()):
@@ -112,11 +116,11 @@ def rewrite(overrides: Sequence[str]) -> list[str]:
     for text, override in zip(overrides, parse_overrides(overrides), strict=True):
         key, _, value = text.partition("=")
         section = key.split(".")[0]
-        if override.type == OverrideType.CHANGE and key in GROUPS and value == "null":
-            if key == "mixer":  # the model's own, as by default
-                continue
+        if override.type == OverrideType.CHANGE and key == "mixer" and not value.startswith(("[", "{")):
+            text = f"mixer={','.join(OWN if choice == 'null' else choice for choice in value.split(','))}"
+        elif override.type == OverrideType.CHANGE and key in GROUPS and value == "null":
             raise ConfigError(f"{key}: nothing is chosen; say {key}=NAME.")
-        if override.type == OverrideType.CHANGE and key == "model":
+        elif override.type == OverrideType.CHANGE and key == "model":
             text = f"model={_model_files(value)}"
         elif override.type == OverrideType.CHANGE and key == "mixer" and value.startswith(("[", "{")):
             text = f"++model.mixer={value}"
@@ -189,7 +193,7 @@ def finalise(config: DictConfig, choices: Mapping[str, Any], overrides: Sequence
     for key in FROM_DATA:
         if f"model.{key}" not in said and isinstance(values.get("model"), dict):
             values["model"].pop(key, None)
-    mixer = values.get("mixer")
+    mixer = values["mixer"] = values.get("mixer") or None
     if isinstance(mixer, dict) and "name" not in mixer:
         given = ", ".join(f"mixer.{k}" for k in mixer)
         raise ConfigError(f"{given}: no mixer is chosen that has this option; say mixer=NAME too.")
@@ -218,7 +222,7 @@ def compose_rewritten(overrides: Sequence[str]) -> RunConfig:
             choices = dict(composed.hydra.runtime.choices)
             OmegaConf.set_struct(composed, False)
             composed.pop("hydra")
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise _explain(error, overrides) from error
     return finalise(composed, choices, overrides)
 
