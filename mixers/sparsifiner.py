@@ -195,7 +195,7 @@ class Sparsifiner(Mixer, name="sparsifiner"):
 
     needs_grid = True
     masks = True
-    complexity = "N^3"  # scores are (N, K) times (K, N) with K = N / reduce_n_factor; N^2 where K stays, on resizing
+    complexity = "N^3"  # scores are (N, K) times (K, N), and K = N / reduce_n_factor grows with N
     memory = "N^2"
     source = "Sparsifiner: Learning Sparse Instance-Dependent Attention for Efficient ViTs (2023), arXiv:2303.13755"
     alternatives = {
@@ -250,7 +250,7 @@ class Sparsifiner(Mixer, name="sparsifiner"):
         self.grid, self.class_token = tuple(grid), class_token
         self.num_heads = max(1, dim // head_dim) if num_heads is None else num_heads
         self.head_dim = head_dim
-        self.attn_keep_rate = attn_keep_rate
+        self.attn_keep_rate, self.reduce_n_factor = attn_keep_rate, reduce_n_factor
         self.reconstruction_weight = reconstruction_weight
         width = self.num_heads * head_dim
         tokens = prod(grid) + int(class_token)
@@ -328,9 +328,10 @@ class Sparsifiner(Mixer, name="sparsifiner"):
 
     @torch.no_grad()
     def resize_grid(self, grid: Grid) -> None:
-        """Another grid of the same rank: the rows of both tables are interpolated bicubically; K stays.
+        """Another grid of the same rank: the rows of both tables, one for each token, are interpolated bicubically.
 
-        The row of the class token stays as it is. The predictor sums over the rows of P_in, which are scaled for it.
+        The row of the class token stays as it is. The predictor sums over the rows of P_in, which are scaled for it. K
+        follows N: the basis is repeated, which leaves dense scores as they are, or cut.
         """
         old = self.grid or ()
         grid = tuple(grid)
@@ -342,11 +343,15 @@ class Sparsifiner(Mixer, name="sparsifiner"):
 
         def resized(table: nn.Parameter, summed: tuple[int, ...]) -> nn.Parameter:
             rows = resize_tokens_weight(table.detach()[first:], old, grid, (0,), summed=summed)
-            return nn.Parameter(torch.cat([table.detach()[:first], rows]), table.requires_grad)
+            whole = torch.cat([table.detach()[:first], rows])
+            return nn.Parameter(whole[:, columns].contiguous(), table.requires_grad)
 
+        tokens = prod(grid) + first
+        columns = torch.arange(max(1, tokens // self.reduce_n_factor), device=predictor.basis_in.device)
+        columns = columns % predictor.basis_in.shape[1]
         predictor.basis_in = resized(predictor.basis_in, () if shared else (0,))
         predictor.basis_out = predictor.basis_in if shared else resized(predictor.basis_out, ())
-        predictor.budget = math.ceil(self.attn_keep_rate * predictor.basis_in.shape[0])
+        predictor.budget = math.ceil(self.attn_keep_rate * tokens)
         self.grid = grid
 
     @classmethod

@@ -249,18 +249,31 @@ def test_mistakes(options, message):
         create_mixer("sparsifiner", 32, grid=(4,), **options)
 
 
-@pytest.mark.parametrize("same_basis", [False, True])
-def test_cost(same_basis):
-    """Memory grows as N^2; time as N^3 when K grows with N, as N^2 when it stays."""
+def test_resize_keeps_dense_scores():
+    """Four times the tokens of the same map: the same coefficients, on a basis repeated four times."""
+    mixer = Sparsifiner(32, grid=(8,), reduce_n_factor=4, coef_topk=0, basis_threshold=0.0)
+    with torch.no_grad():
+        for table in (mixer.predictor.basis_in, mixer.predictor.basis_out):
+            table.copy_(torch.tensor([1.0, -0.5]).expand(8, 2))
+    q, k = torch.randn(2, 1, 1, 8, 32)
+
+    def scores(q, k):
+        return mixer.predictor.scores(mixer.predictor.coefficients(q, k, None, 0), 0)
+
+    before = scores(q, k)
+    mixer.resize_grid((32,))
+    assert mixer.predictor.basis_in.shape == (32, 8)
+    after = scores(q.repeat_interleave(4, 2), k.repeat_interleave(4, 2))
+    torch.testing.assert_close(after, before.repeat_interleave(4, 2).repeat_interleave(4, 3), rtol=1e-4, atol=1e-5)
+
+
+def test_cost():
+    """Memory grows as N^2, time as N^3, since the basis grows with N."""
     costs = []
-    mixer = create_mixer("sparsifiner", 8, grid=(16, 16), reduce_n_factor=2, head_dim=8)
     for grid in ((16, 16), (32, 32)):
-        if same_basis:
-            mixer.resize_grid(grid)
-        else:
-            mixer = create_mixer("sparsifiner", 8, grid=grid, reduce_n_factor=2, head_dim=8)
+        mixer = create_mixer("sparsifiner", 8, grid=grid, reduce_n_factor=2, head_dim=8).eval()
         x = torch.randn(1, *grid, 8)
-        costs.append((measure_flops(mixer.eval(), x), measure_activation_bytes(mixer, x)))
+        costs.append((measure_flops(mixer, x), measure_activation_bytes(mixer, x)))
     time, memory = (math.log(large / small, 4) for small, large in zip(*costs, strict=True))
-    assert abs(time - (2 if same_basis else 3)) < 0.2
+    assert abs(time - 3) < 0.2
     assert abs(memory - 2) < 0.3
