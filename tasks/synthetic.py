@@ -233,4 +233,3 @@ class InductionHeads(Generated, name="induction_heads"):
         target = np.full(ids.shape, IGNORE, np.int64)
         target[:, -1] = ids[rows, place + 1]
         return ids, target
-
