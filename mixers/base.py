@@ -43,6 +43,8 @@ class Mixer(nn.Module):
         masks: honours `mask`. A mixer that does not refuses one.
         packs: honours `document_ids`.
         streams: has `init_state` and `step`, equal to the causal forward.
+        reads_embeddings: `forward`, `prefill` and `step` also take `embeddings`, the token embeddings before the first
+            block, of the shape of `x`; the language backbone passes them.
         complexity: growth of time with the number of tokens N: "N", "N log N", "N sqrt(N)" or "N^2".
         memory: growth of the activations with N, of the same form.
         source: paper, year and arXiv id.
@@ -60,6 +62,7 @@ class Mixer(nn.Module):
     masks: ClassVar[bool] = False
     packs: ClassVar[bool] = False
     streams: ClassVar[bool] = False
+    reads_embeddings: ClassVar[bool] = False
     complexity: ClassVar[str] = "N"
     memory: ClassVar[str] = "N"
     source: ClassVar[str] = ""

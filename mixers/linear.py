@@ -26,14 +26,14 @@ FEATURE_MAPS = {
 }
 
 
-def retention_decay(heads: int) -> Tensor:
+def retention_decay(heads: int, device: torch.device | None = None) -> Tensor:
     """log gamma of every head: gamma_h = 1 - 2^(-5-h). RetNet (2023), arXiv:2307.08621."""
-    return torch.log1p(-(2.0 ** (-5.0 - torch.arange(heads, dtype=torch.float64)))).float()
+    return torch.log1p(-(2.0 ** (-5.0 - torch.arange(heads, device=device, dtype=torch.float32))))
 
 
-def lightning_decay(heads: int, rate: float) -> Tensor:
+def lightning_decay(heads: int, rate: float, device: torch.device | None = None) -> Tensor:
     """log gamma_h = -rate h / H. Lightning Attention (2024), arXiv:2401.04658; head 0 keeps all."""
-    return -(rate / heads) * torch.arange(heads, dtype=torch.float32)
+    return -(rate / heads) * torch.arange(heads, device=device, dtype=torch.float32)
 
 
 class LinearAttention(LinearHeads, name="linear_attention"):
@@ -125,12 +125,7 @@ class LinearAttention(LinearHeads, name="linear_attention"):
         self._build(dim, (gates,), d_conv, output_gate, 1e-5 if output_norm else None)
         self.decay_proj = nn.Linear(gate_rank, self.key_width) if decay == "channel" else None
         self.decay_bias = nn.Parameter(torch.empty(self.num_heads)) if decay == "scalar" else None
-        fixed = None
-        if decay == "retention":
-            fixed = retention_decay(self.num_heads)
-        elif decay == "lightning":
-            fixed = lightning_decay(self.num_heads, lightning_rate)
-        self.register_buffer("fixed_decay", fixed, persistent=False)
+        self.lightning_rate = lightning_rate
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -151,10 +146,16 @@ class LinearAttention(LinearHeads, name="linear_attention"):
             logits = self.decay_proj(gates).unflatten(-1, (self.num_heads, self.head_dim))
         elif self.decay_bias is not None:
             logits = gates + self.decay_bias
-        elif self.fixed_decay is not None:
-            return self.fixed_decay.expand(*gates.shape[:-1], self.num_heads)
-        else:
+        elif self.decay == "none":
             return None
+        else:
+            # computed, not kept as a buffer: a model cast to bfloat16 would round it
+            fixed = (
+                retention_decay(self.num_heads, gates.device)
+                if self.decay == "retention"
+                else lightning_decay(self.num_heads, self.lightning_rate, gates.device)
+            )
+            return fixed.expand(*gates.shape[:-1], self.num_heads)
         return F.logsigmoid(logits.float()) / self.gate_logit_normalizer
 
     def _features(self, qkv: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:

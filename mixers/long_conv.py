@@ -46,11 +46,12 @@ def causal_fft_conv(x: Tensor, kernel: Tensor) -> Tensor:
     return torch.fft.irfft(spectrum, n, dim=1)[:, : x.shape[1]].to(x.dtype)
 
 
-def position_features(length: int, emb_dim: int) -> Tensor:
+def position_features(length: int, emb_dim: int, device: torch.device | None = None) -> Tensor:
     """(L, emb_dim): t / (L-1), then cosines and minus sines of 2 pi f t / L, f from 1e-4 to bands - 1."""
     bands = (emb_dim - 1) // 2
-    angle = 2 * math.pi * torch.arange(length)[:, None] / length * torch.linspace(1e-4, bands - 1, bands)
-    return torch.cat([torch.linspace(0, 1, length)[:, None], angle.cos(), -angle.sin()], -1)
+    frequency = torch.linspace(1e-4, bands - 1, bands, device=device)
+    angle = 2 * math.pi * torch.arange(length, device=device)[:, None] / length * frequency
+    return torch.cat([torch.linspace(0, 1, length, device=device)[:, None], angle.cos(), -angle.sin()], -1)
 
 
 class _LongConv(RecurrentMixer):
@@ -140,14 +141,16 @@ class HyenaFilter(nn.Module):
         self.last = nn.Linear(order, dim, bias=False)
         self.frequency = frequency
         self.freq = nn.Parameter(torch.full((order,), float(frequency)))
+
+    def decay(self) -> Tensor:
+        """Rates (C,) of the window, in units of 1 / L."""
         slow, fast = math.log(100) / 1.5, math.log(100) / 0.3
-        self.register_buffer("decay", torch.linspace(slow, fast, dim), persistent=False)
-        self.register_buffer("time", torch.linspace(0, 1, l_max), persistent=False)
+        return torch.linspace(slow, fast, self.last.out_features, device=self.z.device)
 
     def reset_parameters(self) -> None:
         """Position features, the frequency, and torch's values of linear layers."""
         with torch.no_grad():
-            self.z.copy_(position_features(*self.z.shape))
+            self.z.copy_(position_features(*self.z.shape, self.z.device))
             self.freq.fill_(self.frequency)
         for layer in (*self.layers, self.last):
             layer.reset_parameters()
@@ -160,7 +163,8 @@ class HyenaFilter(nn.Module):
                 bias = None if layer.bias is None else layer.bias.float()
                 hidden = torch.sin(self.freq.float() * F.linear(hidden, layer.weight.float(), bias))
             taps = F.linear(hidden, self.last.weight.float())
-            return taps * torch.exp(-self.time[:length, None].float() * self.decay.float())
+            time = torch.linspace(0, 1, self.z.shape[0], device=self.z.device)[:length, None]
+            return taps * torch.exp(-time * self.decay())
 
 
 class LongConv(_LongConv, name="long_conv"):
@@ -327,7 +331,6 @@ class BaseConv(_LongConv, name="base_conv"):
         implicit = long and implicit_long_conv
         self.mlp = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, dim)) if implicit else None
         self.filter = nn.Parameter(torch.empty(dim, l_max)) if long and not implicit else None
-        self.register_buffer("z", position_features(l_max, 3) if implicit else None, persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -342,7 +345,8 @@ class BaseConv(_LongConv, name="base_conv"):
         if self.filter is not None:
             return self.filter[:, :length].mT
         assert self.mlp is not None
-        return self.mlp(self.z[:length].to(self.projection.weight.dtype))
+        weight = self.projection.weight
+        return self.mlp(position_features(self.l_max, 3, weight.device)[:length].to(weight.dtype))
 
     def _gate(self, x: Tensor, conv: Tensor) -> Tensor:
         factor = self.projection(x)

@@ -193,9 +193,9 @@ class Language(nn.Module):
     ) -> Tensor:
         """Ids (B, N) to normed features (B, N, C); the arguments as in `forward`."""
         self.check_ids(input_ids, mask, document_ids)
-        x = self._embed(input_ids, self._positions(mask, document_ids, input_ids), token_types)
+        x = embeddings = self._embed(input_ids, self._positions(mask, document_ids, input_ids), token_types)
         for block in self.blocks:
-            x = block(x, mask=mask, document_ids=document_ids)
+            x = block(x, mask=mask, document_ids=document_ids, embeddings=embeddings)
         return self.norm(x)
 
     def forward_head(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
@@ -271,10 +271,10 @@ class Language(nn.Module):
             before: list[Any] = [None] * len(self.blocks)
         else:
             before = list(state.layers)
-        x = self._embed(input_ids, self._positions(mask, None, input_ids, state.length[:, None]))
+        x = embeddings = self._embed(input_ids, self._positions(mask, None, input_ids, state.length[:, None]))
         layers = []
         for block, layer in zip(self.blocks, before, strict=True):
-            x, after = block.prefill(x, mask=mask, state=layer)
+            x, after = block.prefill(x, mask=mask, state=layer, embeddings=embeddings)
             layers.append(after)
         added = input_ids.shape[1] if mask is None else mask.sum(1)
         last = x[:, -1] if mask is None else x[torch.arange(x.shape[0], device=x.device), last_index(mask)]
@@ -290,10 +290,10 @@ class Language(nn.Module):
                     f"position {int(positions.max())} is beyond the {self.position.num_embeddings} learned positions "
                     "(model.sequence_length)."
                 )
-        x = self._embed(token, positions)
+        x = embeddings = self._embed(token, positions)
         layers = []
         for block, layer in zip(self.blocks, state.layers, strict=True):
-            x, after = block.step(x, layer)
+            x, after = block.step(x, layer, embeddings=embeddings)
             layers.append(after)
         return self._token_head(x), LanguageState(tuple(layers), state.length + 1)
 

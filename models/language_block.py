@@ -61,16 +61,33 @@ class LanguageBlock(MetaFormerBlock):
     def _before(self, x: Tensor) -> Tensor:
         return x if self.post else self.norm1(x)
 
-    def forward(self, x: Tensor, *, mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
-        packed = {} if document_ids is None else {"document_ids": document_ids}
-        return self._finish(x, self.mixer(self._before(x), mask=mask, **packed))
+    def _extra(self, embeddings: Tensor | None) -> dict[str, Tensor]:
+        """The embeddings, normed as this block's input is, for mixers that read them."""
+        if embeddings is None or not self.mixer.reads_embeddings:
+            return {}
+        return {"embeddings": self._before(embeddings)}
 
-    def prefill(self, x: Tensor, *, mask: Tensor | None = None, state: Any = None) -> tuple[Tensor, Any]:
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        mask: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        embeddings: Tensor | None = None,
+    ) -> Tensor:
+        extra = self._extra(embeddings)
+        if document_ids is not None:
+            extra["document_ids"] = document_ids
+        return self._finish(x, self.mixer(self._before(x), mask=mask, **extra))
+
+    def prefill(
+        self, x: Tensor, *, mask: Tensor | None = None, state: Any = None, embeddings: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
         """See `Mixer.prefill`."""
-        mixed, state = self.mixer.prefill(self._before(x), mask=mask, state=state)
+        mixed, state = self.mixer.prefill(self._before(x), mask=mask, state=state, **self._extra(embeddings))
         return self._finish(x, mixed), state
 
-    def step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def step(self, x_t: Tensor, state: Any, *, embeddings: Tensor | None = None) -> tuple[Tensor, Any]:
         """See `Mixer.step`."""
-        mixed, state = self.mixer.step(self._before(x_t), state)
+        mixed, state = self.mixer.step(self._before(x_t), state, **self._extra(embeddings))
         return self._finish(x_t, mixed), state

@@ -28,8 +28,8 @@ class LanguageConfig:
         norm: norm of the blocks and the last norm.
         norm_placement: "pre", or "post" as in BERT, which has a norm after the embedding instead of a last one.
         causal: a decoder, else a bidirectional encoder. Mixers that are always causal may stand in both.
-        position: "none"; "learned", a table of `sequence_length` positions; "rotary" or "alibi", given to all mixers of the
-            pattern that have the option `position` and do not set it.
+        position: "none"; "learned", a table of `sequence_length` positions; "rotary" or "alibi", given to all mixers
+            of the pattern that have the option `position` and do not set it.
         sequence_length: longest sequence, for the table and for mixers whose parameters depend on the length.
         objective: "causal_lm" and "masked_lm" give logits (B, N, V), "classify" (B, K), "features" (B, N, C).
         tie_embeddings: the head's matrix is that of the token embedding.

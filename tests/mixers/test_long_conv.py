@@ -42,7 +42,7 @@ def test_golden_hyena():
     )
     compare(golden, mixer)
     assert relative_error(mixer.kernel(10).T, golden["output.filter_k"]) < 1e-5
-    assert relative_error(mixer.filter_fn.decay, golden["buffer.filter_fn.modulation.deltas"].flatten().abs()) < 1e-6
+    assert relative_error(mixer.filter_fn.decay(), golden["buffer.filter_fn.modulation.deltas"].flatten().abs()) < 1e-6
 
 
 @pytest.mark.parametrize("name", ["short", "implicit_long", "explicit_long"])
