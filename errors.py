@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 
 
@@ -12,8 +13,15 @@ class ConfigError(ValueError):
 
 def did_you_mean(value: object, allowed: Iterable[str]) -> str:
     """`' Did you mean "pooling"?'`, or the empty string when nothing is near."""
-    near = difflib.get_close_matches(str(value), list(allowed), n=1, cutoff=0.5)
-    return f' Did you mean "{near[0]}"?' if near else ""
+    word = str(value)
+    near = difflib.get_close_matches(word, list(allowed), n=5, cutoff=0.5)
+    if not near:
+        return ""
+
+    def likeness(name: str) -> tuple[float, int]:  # of equally similar names, the one that begins alike
+        return round(difflib.SequenceMatcher(None, word, name).ratio(), 6), len(os.path.commonprefix([word, name]))
+
+    return f' Did you mean "{max(near, key=likeness)}"?'
 
 
 def unknown(key: str, value: object, allowed: Iterable[str], *, limit: int = 40) -> ConfigError:

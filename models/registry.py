@@ -102,6 +102,17 @@ def backbone_class(config: Mapping[str, Any], *, key: str = "model") -> type[nn.
     return BACKBONES[kind]
 
 
+def _defaults(cls: type[nn.Module]) -> dict[str, Any]:
+    """The entries of a backbone's configuration that have a default."""
+    found = {}
+    for field in dataclasses.fields(cls.config_class):  # type: ignore[attr-defined]
+        if field.default is not dataclasses.MISSING:
+            found[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            found[field.name] = field.default_factory()
+    return found
+
+
 def build_model(config: Mapping[str, Any], *, key: str = "model") -> nn.Module:
     """The model of a complete configuration, with fresh weights. It keeps the configuration as `model_config`."""
     cls = backbone_class(config, key=key)
@@ -148,7 +159,8 @@ def create_model(
     for path in changes:
         if path.split(".")[0] not in known:
             raise unknown("model", path, known)
-    native_size = config.get("image_size", 224)
+    config = {**_defaults(cls), **config}
+    native_size = config.get("image_size")
     config = apply_overrides(config, changes)
     if checkpoint is None:
         return build_model(config)
