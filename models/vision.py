@@ -199,5 +199,9 @@ class VisionBackbone(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """timm's layer groups, for layer-wise learning rates."""
-        block = r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(?:downsample|blocks\.(\d+))"
-        return {"stem": r"^(stem|position|class_token)", "blocks": [(block, None), (r"^norm", (99999,))]}
+        last = (r"^norm", (99999,))
+        fine = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), last]
+        return {
+            "stem": r"^(?:stem|position|class_token)",
+            "blocks": [(r"^stages\.(\d+)", None), last] if coarse else fine,
+        }
