@@ -111,7 +111,8 @@ class MixShift(Mixer, name="mix_shift"):
 
     Channel group i is rolled by `shift_dist[i]` along W (around the border) and then mixed by a depthwise convolution
     of side `mix_size[i]`; the same is done along H with other weights, and the two are added. The further a group
-    comes from, the larger the region around it. Groups are those of `torch.chunk`.
+    comes from, the larger the region around it. Groups are those of `torch.chunk`; where that gives fewer (and the
+    official code fails), they are as equal as possible.
 
     The official block is `x + gamma * mlp(norm(mix(x)))`: the block "serial".
 
@@ -144,12 +145,14 @@ class MixShift(Mixer, name="mix_shift"):
             )
         if any(k < 1 or k % 2 == 0 for k in mix_size):
             raise ConfigError(f"mixer.mix_size: {list(mix_size)} must be odd and positive.")
+        if dim < groups:
+            raise ConfigError(f"mixer.shift_dist: {groups} groups of {dim} channels.")
         width = -(-dim // groups)
-        if width * (groups - 1) >= dim:
-            raise ConfigError(f"mixer.shift_dist: {dim} channels cannot be divided into {groups} groups of {width}.")
+        self.chunks = width * (groups - 1) < dim
         self.backend = backend
         self.shift_dist = list(shift_dist)
-        sizes = [min(width, dim - i * width) for i in range(groups)]
+        even = [dim // groups + (i < dim % groups) for i in range(groups)]
+        self.sizes = sizes = [min(width, dim - i * width) for i in range(groups)] if self.chunks else even
         # neighbouring groups with equal kernels are one convolution
         runs = [(k, sum(s for _, s in run)) for k, run in groupby(zip(mix_size, sizes, strict=True), lambda g: g[0])]
         self.widths = [w for _, w in runs]
@@ -160,6 +163,13 @@ class MixShift(Mixer, name="mix_shift"):
         for conv in (*self.horizontal, *self.vertical):
             conv.reset_parameters()
 
+    def _roll(self, x: Tensor, offsets: list[list[int]]) -> Tensor:
+        """Every group by its offset, around the border."""
+        if self.chunks:
+            return shift(x, offsets, padding="wrap", backend=self.backend)
+        groups = zip(x.split(self.sizes, -1), offsets, strict=True)
+        return torch.cat([shift(part, [d], padding="wrap", backend=self.backend) for part, d in groups], -1)
+
     def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
         self.check_grid(x)
         if mask is not None:
@@ -167,7 +177,7 @@ class MixShift(Mixer, name="mix_shift"):
         total = None
         for convs, axis in ((self.horizontal, 1), (self.vertical, 0)):
             offsets = [[d * (axis == 0), d * (axis == 1)] for d in self.shift_dist]
-            rolled = shift(x, offsets, padding="wrap", backend=self.backend).permute(0, 3, 1, 2)
+            rolled = self._roll(x, offsets).permute(0, 3, 1, 2)
             parts = [conv(part) for conv, part in zip(convs, rolled.split(self.widths, 1), strict=True)]
             y = torch.cat(parts, 1)
             total = y if total is None else total + y

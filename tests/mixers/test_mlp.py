@@ -106,6 +106,40 @@ def test_too_long() -> None:
         create_mixer("dense", 8, grid=(4,)).init_state(1)
 
 
+def test_shift_by_its_definition() -> None:
+    x = torch.randn(2, 4, 5, 12)
+    y = create_mixer("shift", 12, fraction=0.67, distance=2)(x)
+    assert torch.equal(y[..., 8:], x[..., 8:])
+    for channels, axis, step in ((slice(0, 2), 1, 2), (slice(2, 4), 1, -2), (slice(4, 6), 2, 2), (slice(6, 8), 2, -2)):
+        moved = x[..., channels].roll(step, axis)
+        index = slice(0, 2) if step > 0 else slice(-2, None)
+        moved[(slice(None), index) if axis == 1 else (slice(None), slice(None), index)] = 0
+        assert torch.equal(y[..., channels], moved)
+
+
+def test_causal_shift() -> None:
+    mixer = create_mixer("shift", 8, causal=True, distance=3, fraction=0.5)
+    check_causal(mixer, 8)
+    check_streaming(mixer, 8, length=40)
+    check_padding(mixer, 8)
+    check_padded_prefill(mixer, 8)
+    with pytest.raises(ConfigError, match="wrap"):
+        create_mixer("shift", 8, causal=True, padding="wrap")
+
+
+@pytest.mark.parametrize("dim", [16, 20])  # 16 channels: torch.chunk gives only 4 of the 5 groups
+def test_mix_shift_by_its_definition(dim: int) -> None:
+    mixer = create_mixer("mix_shift", dim, mix_size=(1, 1, 3, 5, 7))
+    x = torch.randn(1, 6, 7, dim)
+    groups = torch.tensor_split(x.permute(0, 3, 1, 2), 5, 1)
+    total = torch.zeros(1, dim, 6, 7)
+    for convs, axis in ((mixer.horizontal, 3), (mixer.vertical, 2)):
+        rolled = [g.roll(d, axis) for g, d in zip(groups, (-2, -1, 0, 1, 2), strict=True)]
+        merged = [torch.cat(rolled[:2], 1), *rolled[2:]]
+        total += torch.cat([conv(g) for conv, g in zip(convs, merged, strict=True)], 1)
+    torch.testing.assert_close(mixer(x), total.permute(0, 2, 3, 1), rtol=1e-5, atol=1e-5)
+
+
 def test_dense_by_its_definition() -> None:
     mixer = perturb(create_mixer("dense", 6, grid=(2, 3), num_heads=2))
     x = torch.randn(2, 2, 3, 6)
@@ -122,6 +156,32 @@ def test_dense_softmax_averages_over_real_tokens() -> None:
     x = torch.randn(1, 6, 4)
     weights = mixer.weight[0].masked_fill(~mask, float("-inf")).softmax(-1)
     torch.testing.assert_close(mixer(x, mask=mask)[0], weights @ x[0], rtol=1e-5, atol=1e-5)
+
+
+def test_raft_and_strip_on_grids_that_are_not_square() -> None:
+    """Columns mix along the height, rows along the width: a change in one place reaches its row and column alone."""
+    torch.manual_seed(0)
+    mixer = perturb(create_mixer("raft", 8, grid=(3, 5), raft_size=2)).eval()
+    x = torch.randn(1, 3, 5, 8)
+    changed = x.clone()
+    changed[0, 1, 2, 0] += 1  # of one channel: norms forget what is added to all
+    column = mixer.vertical(changed, None, "auto") - mixer.vertical(x, None, "auto")
+    assert (column.abs().sum(-1)[0] > 1e-6).sum(0).tolist() == [0, 0, 3, 0, 0]
+    strip = perturb(create_mixer("strip", 16, grid=(4, 6))).eval()
+    y = torch.randn(1, 4, 6, 8)
+    other = y.clone()
+    other[0, 0, 2] += 1
+    rows = (strip.rows(other) - strip.rows(y)).abs().sum(-1)[0] > 1e-6
+    assert rows.sum(1).tolist() == [6, 6, 0, 0]  # its row and the one next to it
+    assert strip(torch.randn(2, 4, 6, 16)).shape == (2, 4, 6, 16)
+
+
+def test_raft_with_a_native_grid_refuses_a_mask_when_it_resizes() -> None:
+    mixer = create_mixer("raft", 8, grid=(6, 4), native_grid=(4, 4))
+    mask = torch.ones(1, 6, 4, dtype=torch.bool)
+    with pytest.raises(ConfigError, match="mask"):
+        mixer(torch.randn(1, 6, 4, 8), mask=mask)
+    assert mixer(torch.randn(1, 4, 4, 8), mask=mask[:, :4]).shape == (1, 4, 4, 8)
 
 
 @pytest.mark.parametrize("name", [*MATRIX, "ninformer"])

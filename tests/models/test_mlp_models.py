@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import timm
 import torch
+from mixerzoo.errors import ConfigError
 from mixerzoo.mixers import create_mixer
 from mixerzoo.mixers.raft import AxisMlp
 from mixerzoo.mixers.strip import Strip
-from mixerzoo.models import build_model, create_model, model_config, resize_grid
+from mixerzoo.models import build_model, create_model, model_config, resize_grid, save_model
 from mixerzoo.models.block_variants import ConvMlp
 from mixerzoo.models.blocks import BLOCKS
 from mixerzoo.models.checkpoint import LAYOUTS
@@ -374,3 +375,94 @@ def count(model: nn.Module) -> int:
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_parameter_count_is_official(name: str) -> None:
     assert count(on_meta(name)) == OFFICIAL[name]
+
+
+# -- other resolutions
+
+SMALL = {
+    "mixer_s16": {"dim": 32, "depth": 2},
+    "resmlp_12": {"dim": 32, "depth": 2},
+    "gmlp_ti16": {"dim": 32, "depth": 2},
+    "stripmlp_tiny": {"dims": [16, 32, 64, 128], "depths": [1, 1, 1, 1], "image_size": 128},
+    "ninformer_cifar": {"dim": 32, "depth": 2},
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_other_resolutions(name: str, tmp_path: Path) -> None:
+    """On another, non-square size: refused, then resized; a checkpoint of the old size gives the same model."""
+    torch.manual_seed(0)
+    model = randomise(create_model(name, **SMALL[name], num_classes=3)).eval()
+    old = model.config.image_size
+    new = [old + 32, old - 32] if old > 32 else [48, 24]
+    image = torch.randn(1, 3, *new)
+    with pytest.raises(ConfigError, match="resize_grid"):
+        model(image)
+    path = tmp_path / "model.safetensors"
+    save_model(model, path)
+    resize_grid(model, new)
+    logits = model(image)
+    assert logits.isfinite().all()
+    again = create_model(name, **{**SMALL[name], "image_size": new}, num_classes=3, checkpoint=path).eval()
+    torch.testing.assert_close(again(image), logits, rtol=1e-5, atol=1e-6)
+
+
+def test_timm_checkpoint_at_another_resolution(tmp_path: Path) -> None:
+    """Weights of 224x224 images, read for another size: as resized after reading."""
+    theirs = randomise(timm.models.mlp_mixer.MlpMixer(num_classes=3, patch_size=16, num_blocks=2, embed_dim=32))
+    path = tmp_path / "model.safetensors"
+    save_file(theirs.state_dict(), str(path))
+    size = {"dim": 32, "depth": 2, "num_classes": 3}
+    model = create_model("mixer_s16", **size, checkpoint=path)
+    x = torch.randn(1, 3, 192, 256)
+    resized = resize_grid(model, (192, 256)).eval()
+    direct = create_model("mixer_s16", **size, image_size=[192, 256], checkpoint=path).eval()
+    assert torch.equal(direct(x), resized(x))
+
+
+@pytest.mark.parametrize("name", ["mixer_s16", "gmlp_ti16", "stripmlp_tiny"])
+def test_training_step_in_bfloat16(name: str) -> None:
+    model = create_model(name, **{**SMALL[name], "image_size": 64}, num_classes=3)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(torch.randn(2, 3, 64, 64)).float().square().mean()
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["raftmlp_s", "msmlp_tiny", "stripmlp_tiny"])
+def test_one_stage_compiles(name: str) -> None:
+    config = model_config(name)
+    mixer = config["mixer"][0] if isinstance(config["mixer"], list) else config["mixer"]
+    one = {"dims": [16], "depths": [1], "mixer": mixer, "downsample": [], "image_size": 16, "num_classes": 2}
+    model = create_model(name, **one).eval()
+    x = torch.randn(1, 3, 16, 16)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+# -- blocks
+
+
+def test_blocks_refuse_what_does_not_fit() -> None:
+    with pytest.raises(ConfigError, match="channel mixer"):
+        create_model("msmlp_tiny", channel_mixer=None)
+    with pytest.raises(ConfigError, match="shared_norm"):
+        create_model("mixer_s16", block={"name": "metaformer", "shared_norm": True, "channel_norm": "none"})
+    with pytest.raises(ConfigError, match="double"):
+        create_model("stripmlp_tiny", dims=[8, 16, 32, 48], image_size=64)
+    with pytest.raises(ConfigError, match="kernels"):
+        create_model("raftmlp_s", stem={"name": "multi_scale", "kernels": [4, 7]})
+
+
+def test_a_dropped_token_half_keeps_the_input() -> None:
+    """The block of RaftMLP: where a sample skips the mixer, it goes on as it was."""
+    mixer = create_mixer("raft", 8, grid=(4, 4), residual=True)
+    block = BLOCKS.build("self_residual", 8, key="block", mixer=mixer, channel_mixer=None, drop_path=0.5).train()
+    torch.manual_seed(0)
+    x = torch.randn(64, 4, 4, 8)
+    y, mixed = block(x), mixer(x)
+    kept = (y == x).flatten(1).all(1)
+    assert 10 < int(kept.sum()) < 54
+    torch.testing.assert_close(y[~kept], (x + 2 * (mixed - x))[~kept])
+    assert torch.equal(block.eval()(x), mixed)
