@@ -116,8 +116,8 @@ class FuzzyInContextRecall(Generated, name="mad_fuzzy_in_context_recall"):
 
     Keys and values are tuples of distinct tokens, of sizes that vary in training; keys of validation and test have the
     largest size. Pairs are written one after another as long as the final pair fits in any case, and the sequence is
-    padded on the left. Targets as in `InContextRecall`; in validation and test they are all tokens of the value of a key
-    that came before (the first one at the key's last token).
+    padded on the left. Targets as in `InContextRecall`; in validation and test they are all tokens of the value of a
+    key that came before (the first one at the key's last token).
 
     Args:
         vocab_size: V. Padding is V - 1 (V - 2 with `multi_query=false`, where V - 1 stands before the final key).
@@ -232,9 +232,9 @@ class Memorization(Generated, name="mad_memorization"):
 class Compression(Generated, name="mad_compression"):
     """Compression into the last token. MAD (2024), arXiv:2403.17844.
 
-    N - 1 random tokens and the token V - 1; the targets, at every position, are the tokens themselves. It is a task only
-    for a model that has to draw all of them from the features at the last position, which is what
-    `objective: reconstruct` of the language backbone does and what this task asks for.
+    N - 1 random tokens and the token V - 1; the targets, at every position, are the tokens themselves. It is a task
+    only for a model that has to draw all of them from the features at the last position, which is what the objective
+    "reconstruct" of the language backbone does and what this task asks for.
 
     Args:
         vocab_size: V.

@@ -82,7 +82,7 @@ def recall(
 
 
 def _motifs(first: int, number: int, longest: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """All tuples of 1..longest distinct ids of [first, first + number): (M, longest), their sizes, where sizes begin."""
+    """All tuples of 1..longest distinct ids of [first, first + number): (M, longest), sizes, their begins."""
     table, sizes, begins = [], [], [0]
     for size in range(1, longest + 1):
         some = np.array(list(permutations(range(first, first + number), size)), np.int64).reshape(-1, size)

@@ -97,8 +97,8 @@ class Mqar(Generated, name="mqar"):
         num_train, num_eval, seed: see `Generated`.
 
     Raises:
-        ConfigError: an odd length, one without room for pairs and queries (4 P), or a vocabulary that is not larger than
-            the length or has fewer than P keys.
+        ConfigError: an odd length, one without room for pairs and queries (4 P), or a vocabulary that is not larger
+            than the length or has fewer than P keys.
     """
 
     def __init__(
