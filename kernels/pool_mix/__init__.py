@@ -5,6 +5,7 @@ B batch, C channels, N tokens, H height, W width, T frames; `*grid` is (N,), (H,
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ...errors import ConfigError
@@ -60,6 +61,8 @@ def pool_mix(
     chosen = choose_backend("pool_mix", backend, x, mask, document_ids, available=AVAILABLE)
     if chosen == "triton":
         from .triton import pool_mix_triton as run
+    elif chosen == "eager" and torch.compiler.is_exporting():  # other runtimes do not know our operators
+        from .eager import pool_mix_plain as run
     elif chosen == "eager":
         from .eager import pool_mix_eager as run
     else:

@@ -131,3 +131,4 @@ def _autograd(ctx, dy):
 
 backward_op = register_op("pool_mix_eager_backward", _backward, _like_gradient)
 pool_mix_eager = register_op("pool_mix_eager", _forward, _like, save=_save, backward=_autograd)
+pool_mix_plain = _forward
