@@ -3,6 +3,7 @@
 from . import (
     block_variants,
     conversion_fourier,
+    conversion_language,
     conversion_metaformer,
     conversion_mlp,
     fourier_blocks,
@@ -11,6 +12,7 @@ from . import (
     token_pruning,
 )
 from .checkpoint import load_into, read_state_dict, save_model
+from .generation import generate, pad_prompts
 from .registry import build_model, config_of, create_model, list_models, model_config
 from .resize import resize_grid
 
@@ -19,14 +21,17 @@ __all__ = [
     "build_model",
     "config_of",
     "conversion_fourier",
+    "conversion_language",
     "conversion_metaformer",
     "conversion_mlp",
     "create_model",
     "fourier_blocks",
+    "generate",
     "list_models",
     "load_into",
     "mobile_parts",
     "model_config",
+    "pad_prompts",
     "read_state_dict",
     "resize_grid",
     "save_model",
