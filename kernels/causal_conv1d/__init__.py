@@ -5,6 +5,7 @@ B batch, L tokens, C channels, K taps.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ...errors import ConfigError, unknown
@@ -21,6 +22,11 @@ def _check(op: str, activation: str | None, expected: dict[str, tuple[Tensor | N
     for name, (tensor, shape) in expected.items():
         if tensor is not None and tuple(tensor.shape) != shape:
             raise ConfigError(f"{op}: {name} has shape {tuple(tensor.shape)}; expected {shape}.")
+
+
+def _available(x: Tensor) -> tuple[str, ...]:
+    """The kernels compute in float32 and so do not take float64."""
+    return ("eager", "reference") if x.dtype == torch.float64 else ("triton", "eager", "reference")
 
 
 def causal_conv1d(
@@ -73,9 +79,11 @@ def causal_conv1d(
     if length == 0:
         document_ids = None
     chosen = choose_backend(
-        "causal_conv1d", backend, x, weight, bias, initial_state, document_ids, available=("eager", "reference")
+        "causal_conv1d", backend, x, weight, bias, initial_state, document_ids, available=_available(x)
     )
-    if chosen == "eager":
+    if chosen == "triton":
+        from .triton import causal_conv1d_triton as run
+    elif chosen == "eager":
         from .eager import causal_conv1d_eager as run
     else:
         from .reference import causal_conv1d_reference as run
@@ -100,7 +108,8 @@ def causal_conv1d_step(
         bias: (C,), or None.
         state: (B, K - 1, C) the tokens before, oldest first; it is not changed.
         activation: None or "silu".
-        backend: "auto", "triton", "eager" or "reference".
+        backend: "auto", "triton" (which has no gradient: where one is needed, "auto" takes "eager"), "eager" or
+            "reference".
 
     Returns:
         `(y_t, state)`: (B, C) in the dtype of x_t, and the new state (B, K - 1, C).
@@ -121,7 +130,15 @@ def causal_conv1d_step(
         "state": (state, (batch, taps - 1, channels)),
     }
     _check("causal_conv1d_step", activation, expected)
-    choose_backend("causal_conv1d_step", backend, x_t, weight, bias, state, available=("eager", "reference"))
-    from .reference import causal_conv1d_step_reference as run
+    tensors = (x_t, weight, bias, state)
+    chosen = choose_backend("causal_conv1d_step", backend, *tensors, available=_available(x_t))
+    if chosen == "triton" and torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+        if backend == "triton":
+            raise RuntimeError('causal_conv1d_step: backend "triton" has no gradient; use torch.no_grad().')
+        chosen = "eager"
+    if chosen == "triton":
+        from .triton import causal_conv1d_step_triton as run
+    else:
+        from .reference import causal_conv1d_step_reference as run
 
     return run(x_t, weight, bias, state, activation)

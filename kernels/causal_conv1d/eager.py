@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..documents import document_index
 from ..registration import register_op
+from .state import final_state
 
 BLOCK = 1 << 16  # numbers in a block: 256 kB in float32
 
@@ -99,16 +100,15 @@ def causal_conv1d_eager(
 ) -> tuple[Tensor, Tensor]:
     """See `mixerzoo.kernels.causal_conv1d`; always returns `(y, final state)`."""
     high = torch.promote_types(x.dtype, torch.float32)
-    length, taps = x.shape[1], weight.shape[1]
+    taps = weight.shape[1]
     before = x.new_zeros(x.shape[0], taps - 1, x.shape[2]) if initial_state is None else initial_state.to(x.dtype)
     row = torch.cat([before, x], 1)
-    state = row[:, length:].clone()
-    same = None
-    if document_ids is not None and taps > 1:
-        document = F.pad(document_index(document_ids), (taps - 1, 0))
-        same = document.unfold(1, taps, 1) == document[:, taps - 1 :, None]
-        state = state * (document[:, length:] == document[:, -1:])[..., None]
+    same = documents = None
+    if document_ids is not None:
+        documents = document_index(document_ids)
+        padded = F.pad(documents, (taps - 1, 0))
+        same = padded.unfold(1, taps, 1) == padded[:, taps - 1 :, None]
     y = forward_op(
         row, weight.to(high).T.contiguous(), bias.to(high) if bias is not None else None, same, activation == "silu"
     )
-    return y, state
+    return y, final_state(x, before, documents, taps)

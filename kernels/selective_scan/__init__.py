@@ -5,6 +5,7 @@ B batch, L tokens, D channels, G groups of channels that share B and C, N states
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ...errors import ConfigError
@@ -19,6 +20,11 @@ def _check(op: str, channels: int, expected: dict[str, tuple[Tensor | None, tupl
             raise ConfigError(f"{op}: {name} has shape {tuple(tensor.shape)}; expected {shape}.")
     if groups < 1 or channels % groups:
         raise ConfigError(f"{op}: the {channels} channels of u are not divisible into the {groups} groups of B.")
+
+
+def _available(u: Tensor) -> tuple[str, ...]:
+    """The kernels compute in float32 and so do not take float64."""
+    return ("eager", "reference") if u.dtype == torch.float64 else ("triton", "eager", "reference")
 
 
 def selective_scan(
@@ -91,9 +97,11 @@ def selective_scan(
         document_ids = None
     chosen = choose_backend(
         "selective_scan", backend, u, delta, A, B, C, D, z, delta_bias, initial_state, document_ids,
-        available=("eager", "reference"),
+        available=_available(u),
     )  # fmt: skip
-    if chosen == "eager":
+    if chosen == "triton":
+        from .triton import selective_scan_triton as run
+    elif chosen == "eager":
         from .eager import selective_scan_eager as run
     else:
         from .reference import selective_scan_reference as run
@@ -128,7 +136,8 @@ def selective_scan_step(
         z_t: (B, D) gate.
         delta_bias: (D,) added to delta_t.
         delta_softplus: whether to apply softplus.
-        backend: "auto", "triton", "eager" or "reference".
+        backend: "auto", "triton" (which has no gradient: where one is needed, "auto" takes "eager"), "eager" or
+            "reference".
 
     Returns:
         `(y_t, state)`: (B, D) in the dtype of u_t, and the new state (B, D, N) in float32.
@@ -154,10 +163,14 @@ def selective_scan_step(
         "delta_bias": (delta_bias, (channels,)),
     }
     _check("selective_scan_step", channels, expected, groups)
-    choose_backend(
-        "selective_scan_step", backend, u_t, delta_t, A, B_t, C_t, D, state, z_t, delta_bias,
-        available=("eager", "reference"),
-    )  # fmt: skip
-    from .reference import selective_scan_step_reference as run
-
+    tensors = (u_t, delta_t, A, B_t, C_t, D, state, z_t, delta_bias)
+    chosen = choose_backend("selective_scan_step", backend, *tensors, available=_available(u_t))
+    if chosen == "triton" and torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+        if backend == "triton":
+            raise RuntimeError('selective_scan_step: backend "triton" has no gradient; use torch.no_grad().')
+        chosen = "eager"
+    if chosen == "triton":
+        from .triton_step import selective_scan_step_triton as run
+    else:
+        from .reference import selective_scan_step_reference as run
     return run(u_t, delta_t, A, B_t, C_t, D, state, z_t, delta_bias, delta_softplus)

@@ -1,0 +1,67 @@
+"""Calls that `kernels.build` compiles and `kernels.traffic` counts, and the cost at real model sizes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..costs import nbytes
+from . import selective_scan, selective_scan_step
+
+
+def _inputs(batch: int, length: int, channels: int, states: int, groups: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    return {
+        "u": normal(batch, length, channels),
+        "delta": normal(batch, length, channels),
+        "A": -torch.rand(channels, states, generator=generator),
+        "B": normal(batch, length, groups, states),
+        "C": normal(batch, length, groups, states),
+        "D": normal(channels, dtype=torch.float32),
+        "z": normal(batch, length, channels),
+        "delta_bias": normal(channels, dtype=torch.float32),
+    }
+
+
+def case_forward() -> dict[str, int]:
+    """Inference, every option."""
+    inputs = _inputs(1, 256, 256, 16, 1, torch.bfloat16)
+    with torch.no_grad():
+        y, state = selective_scan(**inputs, delta_softplus=True, return_final_state=True, backend="triton")
+    return {"bytes": nbytes(*inputs.values(), y, state)}
+
+
+def _backward(inputs: dict[str, Tensor], **options: Tensor) -> dict[str, int]:
+    inputs = {k: v.requires_grad_() for k, v in inputs.items()}
+    y = selective_scan(**inputs, delta_softplus=True, backend="triton", **options)
+    grads = torch.autograd.grad(y, list(inputs.values()), torch.ones_like(y))
+    return {"bytes": nbytes(*inputs.values(), *options.values(), y, y, *grads)}  # y twice: its gradient is read, too
+
+
+def case_backward() -> dict[str, int]:
+    """Forward and backward, every option."""
+    return _backward(_inputs(1, 256, 256, 16, 1, torch.bfloat16))
+
+
+def case_backward_float32_documents() -> dict[str, int]:
+    """Forward and backward in float32, with two groups and documents."""
+    ids = torch.arange(256)[None] // 100
+    return _backward(_inputs(1, 256, 128, 16, 2, torch.float32), document_ids=ids)
+
+
+def case_step() -> dict[str, int]:
+    """One token."""
+    i = {
+        k: v[:, 0] if k in ("u", "delta", "B", "C", "z") else v
+        for k, v in _inputs(4, 1, 256, 16, 1, torch.bfloat16).items()
+    }
+    state = torch.zeros(4, 256, 16)
+    y, state = selective_scan_step(
+        i["u"], i["delta"], i["A"], i["B"], i["C"], i["D"], state,
+        z_t=i["z"], delta_bias=i["delta_bias"], delta_softplus=True, backend="triton",
+    )  # fmt: skip
+    return {"bytes": nbytes(*i.values(), y, state, state)}
