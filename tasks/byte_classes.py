@@ -102,8 +102,8 @@ def _split_by_name(texts: list[tuple[str, bytes, int]]) -> dict[str, Labelled]:
 class KingJamesSections(ByteClasses, name="kjv_sections"):
     """Which of eight sections of the King James Bible a passage is from, from law to the last letters.
 
-    The text is that of Debian's package `bible-kjv`. A passage is as many whole verses of one chapter, one after another, as fit into `max_bytes`. A hash of the
-    chapter's name decides its split: about 90% / 5% / 5%.
+    The text is that of Debian's package `bible-kjv`. A passage is as many whole verses of one chapter, one after
+    another, as fit into `max_bytes`. A hash of the chapter's name decides its split: about 90% / 5% / 5%.
 
     Args:
         max_bytes, use_mask: see `ByteClasses`.
