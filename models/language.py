@@ -20,7 +20,7 @@ from ..mixers.state import state_bytes
 from .blocks import init_weights, no_weight_decay
 from .language_block import LanguageBlock
 from .language_config import LanguageConfig, check_config, check_inputs
-from .language_heads import ClassifierHead, LMHead, MaskedLMHead, last_index
+from .language_heads import ClassifierHead, LMHead, MaskedLMHead, ReconstructionHead, last_index
 from .norms import NORMS
 
 
@@ -122,6 +122,8 @@ class Language(nn.Module):
             )
         if config.objective == "classify":
             return ClassifierHead(config.dim, config.num_classes, pool=config.pool, dropout=config.dropout)
+        if config.objective == "reconstruct":
+            return ReconstructionHead(config.dim, config.vocab_size)
         return nn.Identity()
 
     def no_weight_decay(self) -> set[str]:
@@ -202,7 +204,7 @@ class Language(nn.Module):
         """Features (B, N, C) to what the objective says."""
         if isinstance(self.head, LMHead):
             return self.head(x, self.embedding.weight)
-        return self.head(x, mask) if isinstance(self.head, ClassifierHead) else self.head(x)
+        return self.head(x, mask) if isinstance(self.head, (ClassifierHead, ReconstructionHead)) else self.head(x)
 
     def forward(
         self,

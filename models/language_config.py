@@ -31,7 +31,8 @@ class LanguageConfig:
         position: "none"; "learned", a table of `sequence_length` positions; "rotary" or "alibi", given to all mixers
             of the pattern that have the option `position` and do not set it.
         sequence_length: longest sequence, for the table and for mixers whose parameters depend on the length.
-        objective: "causal_lm" and "masked_lm" give logits (B, N, V), "classify" (B, K), "features" (B, N, C).
+        objective: "causal_lm" and "masked_lm" give logits (B, N, V), "classify" (B, K), "features" (B, N, C);
+            "reconstruct" gives logits (B, N, V) of the input from the features at the last position alone.
         tie_embeddings: the head's matrix is that of the token embedding.
         num_classes: classes K of "classify".
         pool: "mean", "last" or "first": how "classify" pools.
@@ -82,6 +83,8 @@ def check_config(config: LanguageConfig, key: str) -> None:
         raise ConfigError(f"{key}.objective: causal_lm needs causal=true; an encoder sees the token it should predict.")
     if config.objective == "masked_lm" and config.causal:
         raise ConfigError(f"{key}.objective: masked_lm needs causal=false.")
+    if config.objective == "reconstruct" and config.dim % 2:
+        raise ConfigError(f"{key}.dim: {config.dim} is odd; the positions of objective=reconstruct are pairs.")
     if config.objective == "classify" and config.num_classes < 1:
         raise ConfigError(f"{key}.num_classes: classify needs at least one class, not {config.num_classes}.")
     if config.position == "learned" and config.sequence_length is None:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from .norms import ACTIVATIONS, NORMS
 
-OBJECTIVES = ("causal_lm", "masked_lm", "classify", "features")
+OBJECTIVES = ("causal_lm", "masked_lm", "classify", "reconstruct", "features")
 POOLS = ("mean", "last", "first")
 
 
@@ -70,6 +70,32 @@ class ClassifierHead(nn.Module):
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
         return self.fc(x)
+
+
+class ReconstructionHead(nn.Module):
+    """All tokens of a sequence from the features at its last position, (B, N, C) -> (B, N, V).
+
+    The decoder of MAD's compression task (2024), arXiv:2403.17844: sinusoids of the positions are added to the last
+    features, then two layers without residuals and the logits, each after an RMSNorm.
+
+    Args:
+        dim: C, even.
+        vocab_size: V.
+    """
+
+    def __init__(self, dim: int, vocab_size: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for _ in range(2):
+            layers += [nn.RMSNorm(dim), nn.Linear(dim, dim), nn.GELU()]
+        self.decoder = nn.Sequential(*layers, nn.RMSNorm(dim), nn.Linear(dim, vocab_size))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        last = pool(x, "last", mask)
+        rate = 1e4 ** -torch.linspace(0, 1, last.shape[-1] // 2, device=x.device)
+        angle = torch.arange(x.shape[1], device=x.device)[:, None] * rate
+        position = torch.cat([angle.sin(), angle.cos()], 1).to(x.dtype)
+        return self.decoder(last[:, None] + position)
 
 
 def last_index(mask: Tensor) -> Tensor:

@@ -12,9 +12,6 @@ from .classification import check_fraction
 from .mad_data import fuzzy_recall, recall
 from .sequence import IGNORE, Arrays, Generated, RandomState, check_at_least, check_seed, weighted
 
-# Fuzzy recall draws a value for every possible key of every sequence; more keys than this would not fit.
-_MAX_MOTIFS = 50_000
-
 
 class InContextRecall(Generated, name="mad_in_context_recall"):
     """In-context recall. MAD (2024), arXiv:2403.17844.
@@ -128,8 +125,7 @@ class FuzzyInContextRecall(Generated, name="mad_fuzzy_in_context_recall"):
         num_train, num_eval, seed: see `Generated`.
 
     Raises:
-        ConfigError: a vocabulary too small for such tuples or with too many of them, or a length without room for two
-            pairs.
+        ConfigError: a vocabulary too small for such tuples, or a length without room for two pairs.
     """
 
     def __init__(
@@ -151,33 +147,22 @@ class FuzzyInContextRecall(Generated, name="mad_fuzzy_in_context_recall"):
         half = max(k_motif_size, v_motif_size, 2)
         why = f"{special} special and twice {half} others, for motifs of that size"
         check_at_least(vocab_size, special + 2 * half, key="task.vocab_size", why=why)
-        for name, size in (("k", k_motif_size), ("v", v_motif_size)):
-            number = ((vocab_size - special + 1) // 2) ** size
-            if number > _MAX_MOTIFS:
-                raise ConfigError(
-                    f"task.{name}_motif_size: {size} makes up to {number:,} motifs of {vocab_size} tokens "
-                    f"(task.vocab_size); at most {_MAX_MOTIFS:,} are allowed."
-                )
         room = 2 * (k_motif_size + v_motif_size) + special - 1
         check_at_least(sequence_length, room, key="task.sequence_length", why="one pair and the final one")
         self.vocab_size, self.sequence_length = vocab_size, sequence_length
         self.k_motif_size, self.v_motif_size, self.multi_query = k_motif_size, v_motif_size, multi_query
 
     def generate(self, split: str, count: int, rng: np.random.RandomState) -> Arrays:
-        parts = [
-            fuzzy_recall(
-                min(512, count - start),
-                vocab_size=self.vocab_size,
-                sequence_length=self.sequence_length,
-                k_motif_size=self.k_motif_size,
-                v_motif_size=self.v_motif_size,
-                multi_query=self.multi_query,
-                train_targets=split == "train",
-                rng=rng,
-            )
-            for start in range(0, count, 512)  # a table of values for every key and sequence is in memory
-        ]
-        return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+        return fuzzy_recall(
+            count,
+            vocab_size=self.vocab_size,
+            sequence_length=self.sequence_length,
+            k_motif_size=self.k_motif_size,
+            v_motif_size=self.v_motif_size,
+            multi_query=self.multi_query,
+            train_targets=split == "train",
+            rng=rng,
+        )
 
 
 class Memorization(Generated, name="mad_memorization"):

@@ -1,15 +1,13 @@
 """Generators of the recall tasks of the MAD suite, all sequences at once. Poli et al. (2024), arXiv:2403.17844.
 
-Axis letters: B sequences, N tokens of a sequence, S pairs of a sequence, V vocabulary, M motifs.
+Axis letters: B sequences, N tokens of a sequence, S pairs of a sequence, V vocabulary.
 """
 
 from __future__ import annotations
 
-from itertools import permutations
-
 import numpy as np
 
-from .sequence import IGNORE, Arrays
+from .sequence import IGNORE, Arrays, distinct
 
 
 def next_token_targets(tokens: np.ndarray, targets: np.ndarray, *, everywhere: bool) -> Arrays:
@@ -81,24 +79,11 @@ def recall(
     return next_token_targets(tokens, targets, everywhere=train_targets)
 
 
-def _motifs(first: int, number: int, longest: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """All tuples of 1..longest distinct ids of [first, first + number): (M, longest), sizes, their begins."""
-    table, sizes, begins = [], [], [0]
-    for size in range(1, longest + 1):
-        some = np.array(list(permutations(range(first, first + number), size)), np.int64).reshape(-1, size)
-        table.append(np.pad(some, ((0, 0), (0, longest - size))))
-        sizes += [size] * len(some)
-        begins.append(len(sizes))
-    return np.concatenate(table), np.array(sizes), begins
-
-
-def _draw_motif(
-    rng: np.random.RandomState, shape: int | tuple[int, ...], begins: list[int], smallest: int
-) -> np.ndarray:
-    """Numbers of motifs: first a size, every one from `smallest` on alike, then one of that size."""
-    size = rng.randint(smallest - 1, len(begins) - 1, shape)
-    low, high = np.array(begins)[size], np.array(begins)[size + 1]
-    return low + (rng.random_sample(shape) * (high - low)).astype(np.int64)
+def _draw_motifs(rng: np.random.RandomState, rows: int, longest: int, smallest: int, low: int, high: int) -> np.ndarray:
+    """Tuples of different ids of [low, high), all sizes from `smallest` on alike: (rows, longest), -1 behind them."""
+    size = rng.randint(smallest, longest + 1, rows)
+    motif = low + distinct(rng, rows, longest, high - low)
+    return np.where(np.arange(longest) < size[:, None], motif, -1)
 
 
 def fuzzy_recall(
@@ -114,38 +99,44 @@ def fuzzy_recall(
 ) -> Arrays:
     """Sequences of fuzzy in-context recall; see `FuzzyInContextRecall`."""
     normal = vocab_size - (1 if multi_query else 2)
-    key_table, key_sizes, key_begins = _motifs(0, normal // 2, k_motif_size)
-    value_table, value_sizes, value_begins = _motifs(normal // 2, normal - normal // 2, v_motif_size)
     smallest = 1 if train_targets else k_motif_size
     longest, width = k_motif_size + v_motif_size, sequence_length + 1
-    rows = np.arange(count)
-    meaning = _draw_motif(rng, (count, len(key_table)), value_begins, 1)
+    rows, steps = np.arange(count), sequence_length // 2
     tokens, targets = np.zeros((count, width), np.int64), np.full((count, width), IGNORE, np.int64)
-    filled, present = np.zeros(count, np.int64), np.zeros(meaning.shape, bool)
+    filled = np.zeros(count, np.int64)
+    # what was written so far; new: the first time that a key comes
+    keys = np.full((count, steps, k_motif_size), -2, np.int64)
+    values = np.full((count, steps, v_motif_size), -1, np.int64)
+    new = np.zeros((count, steps), bool)
 
-    def append(row: np.ndarray, motif: np.ndarray, size: np.ndarray, asked: np.ndarray) -> None:
+    def append(row: np.ndarray, motif: np.ndarray, asked: np.ndarray) -> None:
         for i in range(motif.shape[1]):
-            some = i < size
+            some = motif[:, i] >= 0
             place = filled[row[some]] + i
             tokens[row[some], place] = motif[some, i]
             targets[row[some], place] = np.where(asked[some], motif[some, i], IGNORE)
-        filled[row] += size
+        filled[row] += (motif >= 0).sum(1)
 
     reserve = 2 * longest + (0 if multi_query else 1)  # the next pair, the probe and its prefix
-    while (room := filled + reserve <= sequence_length).any():
-        row = rows[room]
-        key = _draw_motif(rng, len(row), key_begins, smallest)
-        value = meaning[row, key]
-        asked = present[row, key] & multi_query
-        append(row, key_table[key], key_sizes[key], np.zeros(len(row), bool))
-        append(row, value_table[value], value_sizes[value], asked)
-        present[row, key] = True
-    probe = choose_present(rng, present)
-    value = meaning[rows, probe]
+    for step in range(steps):
+        row = rows[filled + reserve <= sequence_length]
+        if not len(row):
+            break
+        key = _draw_motifs(rng, len(row), k_motif_size, smallest, 0, normal // 2)
+        value = _draw_motifs(rng, len(row), v_motif_size, 1, normal // 2, normal)
+        same = (keys[row, :step] == key[:, None]).all(-1)
+        seen = same.any(1)
+        if step:
+            value = np.where(seen[:, None], values[row, same.argmax(1)], value)
+        nothing = np.zeros(len(row), bool)
+        append(row, key, nothing)
+        append(row, value, seen if multi_query else nothing)
+        keys[row, step], values[row, step], new[row, step] = key, value, ~seen
+    probe = choose_present(rng, new)
     if not multi_query:
-        append(rows, np.full((count, 1), vocab_size - 1), np.ones(count, np.int64), np.zeros(count, bool))
-    append(rows, key_table[probe], key_sizes[probe], np.zeros(count, bool))
-    append(rows, value_table[value], value_sizes[value], np.ones(count, bool))
+        append(rows, np.full((count, 1), vocab_size - 1), np.zeros(count, bool))
+    append(rows, keys[rows, probe], np.zeros(count, bool))
+    append(rows, values[rows, probe], np.ones(count, bool))
     # padding stands on the left
     source = np.arange(width) - (width - filled)[:, None]
     pad = source < 0
