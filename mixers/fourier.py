@@ -252,7 +252,7 @@ class AFNO(_SpectralMlp, name="afno"):
             return x
         with torch.autocast(x.device.type, enabled=False):
             y = from_modes(self.mlp(to_modes(full_precision(x), kept)), grid)
-        return y.to(x.dtype) + x
+        return x + y.to(x.dtype)
 
 
 class AFF(_SpectralMlp, name="aff"):
@@ -296,4 +296,4 @@ class AFF(_SpectralMlp, name="aff"):
         with torch.autocast(x.device.type, enabled=False):
             z = to_modes(full_precision(x))
             y = from_modes(spectral_filter(z, self.mlp(z)), grid)
-        return y.to(x.dtype) + x
+        return x + y.to(x.dtype)

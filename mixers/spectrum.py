@@ -7,6 +7,8 @@ grid with the last axis n replaced by its n // 2 + 1 non-negative frequencies, a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +19,29 @@ from .base import Grid
 def full_precision(x: Tensor) -> Tensor:
     """`x` in float32, or as it is in float64: half-precision FFTs exist for powers of two on a GPU only."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+class _ToModes(torch.autograd.Function):
+    """`_to_modes` with its adjoint, which is the inverse transform but for a factor.
+
+    In the sum over the half spectrum the inverse counts all frequencies twice but 0 and n / 2, the adjoint counts all
+    once. Autograd's own backward fills the half spectrum up with zeros and takes a complex transform of the whole: with
+    it a training step of AFNO at 64x64 tokens and 768 channels takes a sixth longer.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kept: Sequence[int | None] | None) -> Tensor:
+        ctx.grid = tuple(x.shape[1:-1])
+        return _to_modes(x, kept)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        n = ctx.grid[-1]
+        count = torch.full((grad.shape[-2], 1), 0.5, dtype=grad.real.dtype, device=grad.device)
+        count[0] = 1.0
+        if n % 2 == 0 and grad.shape[-2] == n // 2 + 1:
+            count[-1] = 1.0
+        return from_modes(grad * count, ctx.grid), None
 
 
 def to_modes(x: Tensor, kept: Sequence[int | None] | None = None) -> Tensor:
@@ -30,6 +55,10 @@ def to_modes(x: Tensor, kept: Sequence[int | None] | None = None) -> Tensor:
     Returns:
         Complex `(B, *modes, C)`, with the kept frequencies only.
     """
+    return _ToModes.apply(x, kept)
+
+
+def _to_modes(x: Tensor, kept: Sequence[int | None] | None) -> Tensor:
     axes = range(1, x.ndim - 1)
     if kept is None and not x.is_cpu:
         return torch.fft.rfftn(x, dim=tuple(axes), norm="ortho")
@@ -52,6 +81,33 @@ def to_modes(x: Tensor, kept: Sequence[int | None] | None = None) -> Tensor:
     return z
 
 
+class _ChannelsLast(torch.autograd.Function):
+    """Tokens `(B, *grid, C)` whose channels are outermost in memory, with the channels innermost.
+
+    One matrix transpose for each sample, which torch does in blocks. Its general copy takes ten times as long where the
+    number of tokens is a multiple of a few hundred, since all channels of a token then fall into the same cache lines
+    (64x64 tokens of 768 channels: 6 ms in place of 70 ms).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        out = x.new_empty(x.shape)
+        for target, sample in zip(out, x, strict=True):
+            target.flatten(0, -2).copy_(sample.movedim(-1, 0).flatten(1).t())
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return grad
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """`x`, laid out anew where that is slow and worth it."""
+    if not x.is_cpu or torch.compiler.is_compiling() or prod(x.shape[1:-1]) % 256:
+        return x
+    return _ChannelsLast.apply(x) if x.movedim(-1, 1).is_contiguous() else x
+
+
 def from_modes(z: Tensor, grid: Grid) -> Tensor:
     """Inverse of `to_modes`: complex `(B, *modes, C)` to real `(B, *grid, C)`. Frequencies that were cut are zero."""
     axes = range(1, z.ndim - 1)
@@ -69,7 +125,7 @@ def from_modes(z: Tensor, grid: Grid) -> Tensor:
                 parts.append(z.narrow(axis, positive, present - positive))
             z = torch.cat(parts, axis)
         z = torch.fft.ifft(z, dim=axis, norm="ortho")
-    return torch.fft.irfft(z, n=grid[-1], dim=axes[-1], norm="ortho")
+    return _channels_last(torch.fft.irfft(z, n=grid[-1], dim=axes[-1], norm="ortho"))
 
 
 def low_modes(n: int, fraction: float) -> int:

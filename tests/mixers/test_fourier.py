@@ -126,7 +126,9 @@ def test_golden_fnet_layer():
 # -- transforms
 
 
-@pytest.mark.parametrize("grid", [(1,), (7,), (8,), (5, 6), (6, 5), (1, 4), (2, 3, 5), (4, 2, 6)])
+@pytest.mark.parametrize(
+    "grid", [(1,), (7,), (8,), (5, 6), (6, 5), (1, 4), (2, 3, 5), (4, 2, 6), (256,), (16, 32), (4, 8, 8)]
+)
 def test_transforms_are_those_of_torch(grid):
     x = torch.randn(2, *grid, 3, dtype=torch.float64)
     axes = tuple(range(1, x.ndim - 1))
@@ -160,6 +162,32 @@ def test_fnet_closed_form(shape):
     torch.testing.assert_close(FNet(shape[-1], norm="ortho")(x), torch.fft.fftn(x, dim=axes, norm="ortho").real)
     assert torch.autograd.gradcheck(FNet(shape[-1]), (x,))
     assert torch.autograd.gradgradcheck(FNet(shape[-1]), (x,))
+
+
+@pytest.mark.parametrize(
+    ("grid", "kept"),
+    [((5,), None), ((6,), None), ((6,), (2,)), ((1,), None), ((4, 5), (2, None)), ((5, 4), None)],
+)
+def test_gradients_of_transforms(grid, kept):
+    x = torch.randn(1, *grid, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda t: to_modes(t, kept), (x,))
+    assert torch.autograd.gradgradcheck(lambda t: to_modes(t, kept).abs().square(), (x,))
+    z = to_modes(x, kept).detach().requires_grad_()
+    assert torch.autograd.gradcheck(lambda t: from_modes(t, grid), (z,))
+
+
+def test_layout_of_large_grids():
+    """From 256 tokens on the result is transposed in a path of its own; its gradient is that of torch's transform."""
+    x = torch.randn(2, 16, 16, 3, requires_grad=True)
+    cotangent = torch.randn_like(x)
+    z = torch.fft.rfft2(x, dim=(1, 2), norm="ortho") * (1 + 2j)
+    expected = torch.fft.irfft2(z, s=(16, 16), dim=(1, 2), norm="ortho")
+    y = from_modes(to_modes(x) * (1 + 2j), (16, 16))
+    assert y.is_contiguous()
+    torch.testing.assert_close(y, expected)
+    (grad,) = torch.autograd.grad(y, x, cotangent)
+    (expected_grad,) = torch.autograd.grad(expected, x, cotangent)
+    torch.testing.assert_close(grad, expected_grad)
 
 
 # -- AFNO
