@@ -82,4 +82,4 @@ def token_mlp(
     return run(x, w1, b1, w2, b2, activation)
 
 
-AVAILABLE = ("eager", "reference")
+AVAILABLE = ("triton", "eager", "reference")
