@@ -1,8 +1,8 @@
 """Makes Triton's interpreter fast enough for tests.
 
-The interpreter (of Triton 3.8) evaluates `tl.associative_scan` with a custom combine function one number at a time, about
-0.2 ms each: a scan over a tile of 64 x 64 takes a second. `vectorize_scans` replaces that loop by one over positions of
-the scanned axis, each for all lines at once. The combine function sees the same operands in the same order.
+The interpreter (of Triton 3.8) evaluates `tl.associative_scan` with a custom combine function one number at a time,
+about 0.2 ms each: a scan over a tile of 64 x 64 takes a second. `vectorize_scans` replaces that loop by one over
+positions of the scanned axis, each for all lines at once. The combine function sees the same operands in the same order.
 """
 
 from __future__ import annotations

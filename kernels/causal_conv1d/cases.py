@@ -17,13 +17,13 @@ def _inputs(batch: int, length: int, channels: int, taps: int, dtype: torch.dtyp
 
 def case_forward() -> dict[str, int]:
     """Inference with SiLU."""
-    inputs = _inputs(1, 128, 256, 4, torch.bfloat16)
+    inputs = _inputs(1, 64, 256, 4, torch.bfloat16)
     y = causal_conv1d(**inputs, activation="silu", backend="triton")
     return {"bytes": nbytes(*inputs.values(), y)}
 
 
 def _backward(dtype: torch.dtype, **options: Tensor) -> dict[str, int]:
-    inputs = _inputs(1, 128, 256, 4, dtype) | {k: v for k, v in options.items() if v.is_floating_point()}
+    inputs = _inputs(1, 64, 128, 4, dtype) | {k: v for k, v in options.items() if v.is_floating_point()}
     inputs = {k: v.requires_grad_() for k, v in inputs.items()}
     integers = {k: v for k, v in options.items() if not v.is_floating_point()}
     y = causal_conv1d(**inputs, **integers, activation="silu", backend="triton")
@@ -39,7 +39,7 @@ def case_backward() -> dict[str, int]:
 def case_backward_float32_documents() -> dict[str, int]:
     """Forward and backward in float32 with an initial state and documents."""
     return _backward(
-        torch.float32, initial_state=torch.zeros(1, 3, 256), document_ids=(torch.arange(128) // 50)[None].int()
+        torch.float32, initial_state=torch.zeros(1, 3, 128), document_ids=(torch.arange(64) // 25)[None].int()
     )
 
 

@@ -1,9 +1,10 @@
+# ruff: noqa: RUF005 - Triton has no iterable unpacking
 """The causal depthwise convolution on GPUs.
 
-b row of the batch, t token, c channel, k tap; a program owns X channels and a span of T tokens and walks through it token
-by token, with the last K - 1 tokens in registers: an input is read once, save K - 1 tokens at the seam of two spans. (A
-tile of tokens and channels at once would be read K times.) The gradient with respect to the taps goes through a partial
-sum of each span and a second kernel: no atomics, the same bits every time.
+b row of the batch, t token, c channel, k tap; a program owns X channels and a span of T tokens and walks through it
+token by token, with the last K - 1 tokens in registers: an input is read once, save K - 1 tokens at the seam of two
+spans. (A tile of tokens and channels at once would be read K times.) The gradient with respect to the taps goes through
+a partial sum of each span and a second kernel: no atomics, the same bits every time.
 """
 
 from __future__ import annotations

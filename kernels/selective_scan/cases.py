@@ -29,7 +29,7 @@ def _inputs(batch: int, length: int, channels: int, states: int, groups: int, dt
 
 def case_forward() -> dict[str, int]:
     """Inference, every option."""
-    inputs = _inputs(1, 256, 256, 16, 1, torch.bfloat16)
+    inputs = _inputs(1, 128, 128, 16, 1, torch.bfloat16)
     with torch.no_grad():
         y, state = selective_scan(**inputs, delta_softplus=True, return_final_state=True, backend="triton")
     return {"bytes": nbytes(*inputs.values(), y, state)}
@@ -44,22 +44,22 @@ def _backward(inputs: dict[str, Tensor], **options: Tensor) -> dict[str, int]:
 
 def case_backward() -> dict[str, int]:
     """Forward and backward, every option."""
-    return _backward(_inputs(1, 256, 256, 16, 1, torch.bfloat16))
+    return _backward(_inputs(1, 128, 128, 16, 1, torch.bfloat16))
 
 
 def case_backward_float32_documents() -> dict[str, int]:
     """Forward and backward in float32, with two groups and documents."""
-    ids = torch.arange(256)[None] // 100
-    return _backward(_inputs(1, 256, 128, 16, 2, torch.float32), document_ids=ids)
+    ids = torch.arange(100)[None] // 40
+    return _backward(_inputs(1, 100, 64, 8, 2, torch.float32), document_ids=ids)
 
 
 def case_step() -> dict[str, int]:
     """One token."""
     i = {
         k: v[:, 0] if k in ("u", "delta", "B", "C", "z") else v
-        for k, v in _inputs(4, 1, 256, 16, 1, torch.bfloat16).items()
+        for k, v in _inputs(2, 1, 256, 16, 1, torch.bfloat16).items()
     }
-    state = torch.zeros(4, 256, 16)
+    state = torch.zeros(2, 256, 16)
     y, state = selective_scan_step(
         i["u"], i["delta"], i["A"], i["B"], i["C"], i["D"], state,
         z_t=i["z"], delta_bias=i["delta_bias"], delta_softplus=True, backend="triton",

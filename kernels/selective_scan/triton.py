@@ -1,23 +1,23 @@
 """The selective scan on GPUs.
 
-b row of the batch, t token, d channel, g group, n state; X channels of a program, N states. A tile is (P, Q, X): Q chunks
-of P successive tokens each, t = q P + p.
+b row of the batch, t token, d channel, g group, n state; X channels of a program, N states. A tile is (P, Q, X): Q
+chunks of P successive tokens each, t = q P + p.
 
-A program owns X channels of one group of one row and walks through time tile by tile, all tensors of a tile in registers.
-For one state n after the other it forms the decays and solves the tile's recurrence. So every input is read once,
-whatever N is, except B and C, which every block of channels reads. For the gradient the forward pass keeps the state
-before each tile (N numbers for P Q tokens); the backward pass walks back, recomputes the states of one tile and one n at
-a time, and scans the other way.
+A program owns X channels of one group of one row and walks through time tile by tile, all tensors of a tile in
+registers. For one state n after the other it forms the decays and solves the tile's recurrence (`triton_tiles.py`). So
+every input is read once, whatever N is, except B and C, which every block of channels reads. For the gradient the
+forward pass keeps the state before each tile (N numbers for P Q tokens); the backward pass walks back, recomputes the
+states of one tile and one n at a time, and scans the other way.
 
-The shape of a tile is chosen for the layout that Triton gives it: lanes along X, warps along Q, P within the thread. The
-scan over P then is plain arithmetic in registers, and only one number for each chunk and channel crosses warps. (A scan
-over 64 tokens in one axis spills 400 bytes for each thread, since Triton splits that axis between warps in an interleaved
-way.) Loads are along X with a stride `unit`, which is 1, but unknown to the compiler: it would otherwise give each thread
-8 neighbouring channels, to load 16 bytes at once, and spread P over the lanes.
+The shape of a tile is chosen for the layout that Triton gives it: lanes along X, warps along Q, P within the thread.
+The scan over P then is plain arithmetic in registers, and only one number for each chunk and channel crosses warps. (A
+scan over 64 tokens in one axis spills 400 bytes for each thread, since Triton deals that axis out to the warps.) Loads
+are along X with a stride `unit`, which is 1, but unknown to the compiler: it would otherwise give each thread 8
+neighbouring channels, to load 16 bytes at once, and spread P over the lanes.
 
-The columns n of small (N, X) tables that live in registers (state, gradient of the state, A) are taken out and put back by
-masked sums. Sums over blocks of channels (dB, dC) go through a partial buffer and a second kernel: no atomics, the same
-bits every time.
+The columns n of small (N, X) tables that live in registers (state, gradient of the state, A) are taken out and put back
+by masked sums. Sums over blocks of channels (dB, dC) go through a partial buffer and a second kernel: no atomics, the
+same bits every time.
 """
 
 from __future__ import annotations
@@ -29,112 +29,8 @@ from torch import Tensor
 
 from ..autotune import configs
 from ..documents import document_starts
-from ..interpreter import vectorize_scans
 from ..registration import register_op
-
-vectorize_scans()
-
-LOG2E = tl.constexpr(1.4426950408889634)
-
-
-@triton.jit
-def _after(a, h, a_next, h_next):
-    """h_t = a_t h_{t-1} + b_t as an associative operation on (a, h)."""
-    return a * a_next, a_next * h + h_next
-
-
-@triton.jit
-def _before(a, m, q, a_left, m_left, q_left):
-    """q_t = c_t + a_{t+1} q_{t+1}, from the right; a is that of the leftmost token, m the product of the others."""
-    across = m_left * a
-    return a_left, across * m, across * q + q_left
-
-
-@triton.jit
-def _enter(a, b, m, k, a_next, b_next, m_next, k_next):
-    """Chunks map what enters them to a x + b; k + m x is what enters the last one, when x enters the first."""
-    return a_next, b_next, m_next * a * m, k_next + m_next * (a * k + b)
-
-
-@triton.jit
-def _entering(a, b, x, REVERSE: tl.constexpr):
-    """What enters each chunk (Q, X) when x (X,) enters the first, or the last if REVERSE."""
-    last_a, last_b, m, k = tl.associative_scan((a, b, a * 0.0 + 1.0, a * 0.0), 0, _enter, reverse=REVERSE)
-    return k + m * x[None, :]
-
-
-@triton.jit
-def _softplus(x):
-    e = tl.exp(tl.minimum(x, 20.0))
-    w = 1.0 + e  # log1p by Kahan's correction: steps of 0.001 are usual, and log(1 + e) would lose four of their digits
-    return tl.where(x > 20.0, x, tl.where(w == 1.0, e, tl.log(w) * (e / tl.where(w == 1.0, 1.0, w - 1.0))))
-
-
-@triton.jit
-def _softplus_slope(s):
-    """The derivative of softplus, from its value: 1 - exp(-s), by its series where that would cancel."""
-    series = s * (1.0 - s / 2.0 * (1.0 - s / 3.0 * (1.0 - s / 4.0 * (1.0 - s / 5.0))))
-    return tl.where(s < 0.1, series, 1.0 - tl.exp(-s))
-
-
-@triton.jit
-def _step_size(delta, bias, SOFTPLUS: tl.constexpr, valid):
-    """0 for tokens past the end, which then change nothing."""
-    s = delta + bias[None, None, :]
-    if SOFTPLUS:
-        s = _softplus(s)
-    return tl.where(valid, s, 0.0)
-
-
-@triton.jit
-def _pick(table, index, i):
-    """Entry i along the first axis."""
-    return tl.sum(tl.where(index == i, table, 0.0), 0)
-
-
-@triton.jit
-def _states(a, b, before, p, q):
-    """Solve h_t = a_t h_{t-1} + b_t over a tile; `before` (X,) precedes it. Returns h and the last state (X,)."""
-    P: tl.constexpr = a.shape[0]
-    Q: tl.constexpr = a.shape[1]
-    decay, h = tl.associative_scan((a, b), 0, _after)
-    chunk_a = _pick(decay, p, P - 1)
-    chunk_b = _pick(h, p, P - 1)
-    entering = _entering(chunk_a, chunk_b, before, False)
-    return h + decay * entering[None, :, :], _pick(chunk_a * entering + chunk_b, q, Q - 1)
-
-
-@triton.jit
-def _adjoints(a, c, following, p, q):
-    """Solve g_t = c_t + a_{t+1} g_{t+1} over a tile; `following` (X,) is a g of the next tile's first token.
-
-    Returns g and a g of the first token (X,).
-    """
-    first, others, g = tl.associative_scan((a, a * 0.0 + 1.0, c), 0, _before, reverse=True)
-    start = _pick(a, p, 0)
-    chunk_a = start * _pick(others, p, 0)
-    chunk_b = start * _pick(g, p, 0)
-    entering = _entering(chunk_a, chunk_b, following, True)
-    return g + others * entering[None, :, :], _pick(chunk_a * entering + chunk_b, q, 0)
-
-
-@triton.jit
-def _where_am_i(width, X: tl.constexpr):
-    """Row, group and channels of this program: row, group, block, channels (X,), which of them exist."""
-    blocks = tl.cdiv(width, X)
-    block = tl.program_id(0) % blocks
-    group = tl.program_id(0) // blocks
-    inside = block * X + tl.arange(0, X)
-    return tl.cast(tl.program_id(1), tl.int64), group, block, group * width + inside, inside < width
-
-
-@triton.jit
-def _vector(ptr, d, real):
-    """Parameters of the channels, 0 where there are none."""
-    value = tl.zeros(d.shape, tl.float32)
-    if ptr is not None:
-        value += tl.load(ptr + d, mask=real, other=0.0)
-    return value
+from .triton_tiles import LOG2E, adjoints_of, pick, softplus_slope, states_of, step_size, vector, where_am_i
 
 
 @triton.autotune(configs=configs(({"X": 64}, 8, 1), ({"X": 32}, 4, 1)), key=["width", "N", "Q"])
@@ -147,7 +43,7 @@ def selective_scan_forward_kernel(
     SOFTPLUS: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
     """y and the last state; with KEEP also the state before each tile, kept (b, tile, n, d)."""
-    row, group, block, d, real = _where_am_i(width, X)
+    row, group, _block, d, real = where_am_i(width, X)
     channels = groups * width
     n_all = tl.arange(0, N2)[:, None]
     table = (n_all < N) & real[None, :]
@@ -156,8 +52,8 @@ def selective_scan_forward_kernel(
     H = tl.zeros((N2, X), tl.float32)
     if initial_ptr is not None:
         H += tl.load(initial_ptr + row * channels * N + at_table, mask=table, other=0.0)
-    bias = _vector(bias_ptr, d, real)
-    skip = _vector(D_ptr, d, real)
+    bias = vector(bias_ptr, d, real)
+    skip = vector(D_ptr, d, real)
 
     p = tl.arange(0, P)[:, None, None]
     q = tl.arange(0, Q)[:, None]
@@ -170,19 +66,19 @@ def selective_scan_forward_kernel(
         valid = here[:, :, None] & real[None, None, :]
         u = tl.load(u_ptr + row * u_b + t[:, :, None] * u_t + lane, mask=valid, other=0.0).to(tl.float32)
         delta = tl.load(delta_ptr + row * delta_b + t[:, :, None] * delta_t + lane, mask=valid, other=0.0)
-        s = _step_size(delta.to(tl.float32), bias, SOFTPLUS, valid)
+        s = step_size(delta.to(tl.float32), bias, SOFTPLUS, valid)
         if KEEP:
             tl.store(kept_ptr + ((row * tiles + tile) * N + n_all) * channels + d[None, :], H, mask=table)
         if starts_ptr is not None:
             start = tl.load(starts_ptr + row * length + t, mask=here, other=0) != 0
         y = skip[None, None, :] * u
         for n in range(N):
-            a = tl.exp2(s * _pick(A, n_all, n)[None, None, :])
+            a = tl.exp2(s * pick(A, n_all, n)[None, None, :])
             if starts_ptr is not None:
                 a = tl.where(start[:, :, None], 0.0, a)
             b = tl.load(B_ptr + row * B_b + t * B_t + group * B_g + n, mask=here, other=0.0).to(tl.float32)
             c = tl.load(C_ptr + row * C_b + t * C_t + group * C_g + n, mask=here, other=0.0).to(tl.float32)
-            h, last = _states(a, s * u * b[:, :, None], _pick(H, n_all, n), p, q)
+            h, last = states_of(a, s * u * b[:, :, None], pick(H, n_all, n), p, q)
             y += h * c[:, :, None]
             H = tl.where(n_all == n, last[None, :], H)
         if z_ptr is not None:
@@ -201,7 +97,7 @@ def selective_scan_backward_kernel(
     N: tl.constexpr, N2: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, X: tl.constexpr, SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
     """du, ddelta, dz; of each row dA (b, d, n), dD, dbias (b, d); of each block dB, dC (b, t, g, block, n)."""
-    row, group, block, d, real = _where_am_i(width, X)
+    row, group, block, d, real = where_am_i(width, X)
     channels = groups * width
     blocks = tl.cdiv(width, X)
     n_all = tl.arange(0, N2)[:, None]
@@ -212,8 +108,8 @@ def selective_scan_backward_kernel(
     dA = tl.zeros((N2, X), tl.float32)
     dD = tl.zeros((X,), tl.float32)
     dbias = tl.zeros((X,), tl.float32)
-    bias = _vector(bias_ptr, d, real)
-    skip = _vector(D_ptr, d, real)
+    bias = vector(bias_ptr, d, real)
+    skip = vector(D_ptr, d, real)
 
     p = tl.arange(0, P)[:, None, None]
     q = tl.arange(0, Q)[:, None]
@@ -228,7 +124,7 @@ def selective_scan_backward_kernel(
         at_tile = (row * length + t[:, :, None]) * channels + lane
         u = tl.load(u_ptr + row * u_b + t[:, :, None] * u_t + lane, mask=valid, other=0.0).to(tl.float32)
         delta = tl.load(delta_ptr + row * delta_b + t[:, :, None] * delta_t + lane, mask=valid, other=0.0)
-        s = _step_size(delta.to(tl.float32), bias, SOFTPLUS, valid)
+        s = step_size(delta.to(tl.float32), bias, SOFTPLUS, valid)
         dy = tl.load(dy_ptr + at_tile, mask=valid, other=0.0).to(tl.float32)
         if z_ptr is not None:
             z = tl.load(z_ptr + row * z_b + t[:, :, None] * z_t + lane, mask=valid, other=0.0).to(tl.float32)
@@ -241,19 +137,19 @@ def selective_scan_backward_kernel(
         dx = tl.zeros((P, Q, X), tl.float32)
         ds = tl.zeros((P, Q, X), tl.float32)
         for n in range(N):
-            A_n = _pick(A, n_all, n)[None, None, :]
+            A_n = pick(A, n_all, n)[None, None, :]
             a = tl.exp2(s * (A_n * LOG2E))
             if starts_ptr is not None:
                 a = tl.where(start[:, :, None], 0.0, a)
             b = tl.load(B_ptr + row * B_b + t * B_t + group * B_g + n, mask=here, other=0.0).to(tl.float32)
             c = tl.load(C_ptr + row * C_b + t * C_t + group * C_g + n, mask=here, other=0.0).to(tl.float32)
             before = tl.load(kept_ptr + ((row * tiles + tile) * N + n) * channels + d, mask=real, other=0.0)
-            h, last = _states(a, s * u * b[:, :, None], before, p, q)
+            h, _last = states_of(a, s * u * b[:, :, None], before, p, q)
             at_sums = (((row * length + t) * groups + group) * blocks + block) * N + n
             tl.store(dC_ptr + at_sums, tl.sum(h * dy, 2), mask=here)
             if z_ptr is not None:
                 y += h * c[:, :, None]
-            g, across = _adjoints(a, dy * c[:, :, None], _pick(G, n_all, n), p, q)
+            g, across = adjoints_of(a, dy * c[:, :, None], pick(G, n_all, n), p, q)
             G = tl.where(n_all == n, across[None, :], G)
             dx += g * b[:, :, None]
             tl.store(dB_ptr + at_sums, tl.sum(g * (s * u), 2), mask=here)
@@ -265,7 +161,7 @@ def selective_scan_backward_kernel(
         tl.store(du_ptr + at_tile, dx * s + skip[None, None, :] * dy, mask=valid)
         ds += dx * u
         if SOFTPLUS:
-            ds *= _softplus_slope(s)
+            ds *= softplus_slope(s)
         tl.store(ddelta_ptr + at_tile, ds, mask=valid)
         dD += tl.sum(tl.sum(dy * u, 0), 0)
         dbias += tl.sum(tl.sum(tl.where(valid, ds, 0.0), 0), 0)
@@ -315,7 +211,8 @@ def _forward(
     width = channels // groups
     selective_scan_forward_kernel[lambda meta: (groups * triton.cdiv(width, meta["X"]), batch)](
         u, delta, A, B, C, D, z, delta_bias, initial, starts, y, final, kept,
-        length, u.stride(0), delta.stride(0), *B.stride()[:3:2], *C.stride()[:3:2], z.stride(0) if z is not None else 0, 1,
+        length, u.stride(0), delta.stride(0), *B.stride()[:3:2], *C.stride()[:3:2],
+        z.stride(0) if z is not None else 0, 1,
         width=width, groups=groups, u_t=u.stride(1), delta_t=delta.stride(1), B_t=B.stride(1), C_t=C.stride(1),
         z_t=z.stride(1) if z is not None else 0,
         N=states, N2=triton.next_power_of_2(states), **_tile(length, FORWARD_P), SOFTPLUS=softplus, KEEP=keep,
@@ -358,7 +255,8 @@ def _backward(
     selective_scan_backward_kernel[groups * blocks, batch](
         u, delta, A, B, C, D, z, delta_bias, starts, kept, dy.contiguous(), dfinal.contiguous(),
         du, ddelta, dz if z is not None else None, dA_rows, dB_parts, dC_parts, dD_rows, dbias_rows, dinitial,
-        length, u.stride(0), delta.stride(0), *B.stride()[:3:2], *C.stride()[:3:2], z.stride(0) if z is not None else 0, 1,
+        length, u.stride(0), delta.stride(0), *B.stride()[:3:2], *C.stride()[:3:2],
+        z.stride(0) if z is not None else 0, 1,
         width=width, groups=groups, u_t=u.stride(1), delta_t=delta.stride(1), B_t=B.stride(1), C_t=C.stride(1),
         z_t=z.stride(1) if z is not None else 0,
         N=states, N2=N2, **_tile(length, BACKWARD_P), X=BACKWARD_X, SOFTPLUS=softplus, num_warps=8,

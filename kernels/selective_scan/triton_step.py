@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..autotune import configs
 from ..registration import register_op
-from .triton import LOG2E, _softplus
+from .triton_tiles import LOG2E, softplus
 
 
 @triton.autotune(configs=configs(({"X": 32}, 4, 1), ({"X": 64}, 4, 1), ({"X": 16}, 2, 1)), key=["channels", "N"])
@@ -34,7 +34,7 @@ def selective_scan_step_kernel(
     if bias_ptr is not None:
         s += tl.load(bias_ptr + d, mask=real, other=0.0).to(tl.float32)
     if SOFTPLUS:
-        s = _softplus(s)
+        s = softplus(s)
     A = tl.load(A_ptr + at_table, mask=table, other=0.0).to(tl.float32)
     b = tl.load(B_ptr + row * B_b + group[:, None] * B_g + n[None, :], mask=table, other=0.0).to(tl.float32)
     c = tl.load(C_ptr + row * C_b + group[:, None] * C_g + n[None, :], mask=table, other=0.0).to(tl.float32)

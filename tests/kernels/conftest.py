@@ -1,14 +1,9 @@
-"""Without a GPU the kernels run in Triton's interpreter, and everything that `torch.empty` returns is NaN first."""
+"""Everything that `torch.empty` returns is NaN first. (`tests/conftest.py` turns on Triton's interpreter.)"""
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
-
-if not torch.cuda.is_available():  # read when a kernel module is imported, which the ops do at their first call
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(autouse=True)
