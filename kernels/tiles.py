@@ -25,8 +25,8 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 def dot(a, b, PRECISION: tl.constexpr, acc=None):
     """`a @ b (+ acc)`, accumulated in float32.
 
-    Triton 3.8's interpreter multiplies the bit patterns of bfloat16 numbers; there the operands are widened first, which
-    gives what matrix units give.
+    Triton 3.8's interpreter multiplies the bit patterns of bfloat16 numbers; there the operands are widened first,
+    which gives what matrix units give.
     """
     if INTERPRETED:
         a = a.to(tl.float32)

@@ -16,7 +16,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..autotune import configs
 from ..documents import document_index
 from ..registration import register_op
 from ..tiles import (
@@ -37,7 +36,6 @@ from ..tiles import (
 PROGRAMS = 512  # enough programs to fill a GPU (an H100 has 132 multiprocessors)
 
 
-@triton.autotune(configs=configs(({}, 4, 2), ({}, 4, 3), ({}, 8, 2)), key=["K", "V"])
 @triton.jit
 def _states_kernel(
     k, v, g, beta, index, initial, starts,
@@ -82,7 +80,6 @@ def _states_kernel(
     store_tile(starts + tl.cast(slots - 1, tl.int64) * K * V, V, key, K, col, V, state)
 
 
-@triton.autotune(configs=configs(({}, 4, 2), ({}, 8, 2), ({}, 4, 1)), key=["K", "V"])
 @triton.jit
 def _output_kernel(
     q, k, v, g, beta, index, initial, starts, y, final,
@@ -132,20 +129,20 @@ def _output_kernel(
             until = tl.where(here == before, until, 0.0)
             after = tl.where(here == last, after, 0.0)
             passed = tl.where(before == last, passed, 0.0)
+        # Reading and writing the state comes first: that keeps fewer tiles in registers at a time.
+        out = dot(q_tile, state.to(q_tile.dtype), PRECISION) * until[:, None]
+        weighted = (v_tile * (after * rate)[:, None]).to(v_tile.dtype)
+        state = dot(tl.trans(k_tile), weighted, PRECISION, state * passed)
         # The mask goes in before exp: above the diagonal the difference is positive.
         decay = tl.exp(tl.where(seen, total[:, None] - total[None, :], float("-inf")))
         scores = dot(q_tile, tl.trans(k_tile), PRECISION) * decay * rate[None, :]
-        out = dot(q_tile, state.to(q_tile.dtype), PRECISION) * until[:, None]
         out = dot(scores.to(v_tile.dtype), v_tile, PRECISION, out)
         store_tile(y + wide * heads * V, heads * V, row, left, col, V, out * scale)
-        weighted = (v_tile * (after * rate)[:, None]).to(v_tile.dtype)
-        state = dot(tl.trans(k_tile), weighted, PRECISION, state * passed)
-    if HAS_FINAL:
+    if HAS_FINAL:  # noqa: SIM102 - a constant of the kernel
         if slot == slots - 1:
             store_tile(final + (b * heads + h) * K * V, V, key, K, col, V, state)
 
 
-@triton.autotune(configs=configs(({}, 4, 2), ({}, 4, 3), ({}, 8, 2)), key=["K", "V"])
 @triton.jit
 def _state_gradients_kernel(
     q, dy, g, index, d_final, d_ends, d_initial,
@@ -191,17 +188,18 @@ def _state_gradients_kernel(
         store_tile(d_initial + (b * heads + h) * K * V, V, key, K, col, V, d_state)
 
 
-@triton.autotune(configs=configs(({}, 8, 1), ({}, 8, 2), ({}, 4, 1)), key=["K", "V"])
 @triton.jit
-def _gradients_kernel(
-    q, k, v, g, beta, index, dy, starts, d_ends,
-    dq, dk, dv, dg, dbeta,
+def _write_gradients_kernel(
+    q, k, v, g, beta, index, dy, d_ends, dk, dv, dbeta, sent,
     scale, batch, length, heads, group, share,
     q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, g_b, g_t, g_h, beta_b, beta_t, beta_h, dy_b, dy_t, dy_h,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
     HAS_G: tl.constexpr, HAS_BETA: tl.constexpr, HAS_INDEX: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """All gradients of one chunk for `share` heads of a group; dq, dk (parts, B, L, G, K) are sums over these."""
+    """dv, dbeta and dk (parts, B, L, G, K; sums over `share` heads of a group) of one chunk.
+
+    sent (B, L, H): the product of each update with the gradient of the state after the chunk, for `_read_gradients`.
+    """
     chunks = tl.cdiv(length, C)
     groups = heads // group
     chunk = tl.program_id(0) % chunks
@@ -215,78 +213,141 @@ def _gradients_kernel(
     left = length - start
     q_tile = load_tile(q + b * q_b + wide * q_t + head_group * q_h, q_t, row, left, key, K)
     k_tile = load_tile(k + b * k_b + wide * k_t + head_group * k_h, k_t, row, left, key, K)
-    products = dot(q_tile, tl.trans(k_tile), PRECISION) * scale
-    seen = row[:, None] >= row[None, :]
+    seen = row[:, None] <= row[None, :]
     if HAS_INDEX:
-        here, before, last = load_documents(index + b * length, start, row, length, C)
+        here, _, last = load_documents(index + b * length, start, row, length, C)
         seen &= here[:, None] == here[None, :]
-    dq_sum = tl.zeros([C, BLOCK_K], tl.float32)
     dk_sum = tl.zeros([C, BLOCK_K], tl.float32)
     for h in range(head_group * group + part * share, head_group * group + tl.minimum((part + 1) * share, group)):
         step = load_column(g + b * g_b + wide * g_t + h * g_h, g_t, row, left, HAS_G, 0.0)
         rate = load_column(beta + b * beta_b + wide * beta_t + h * beta_h, beta_t, row, left, HAS_BETA, 1.0)
         total = tl.cumsum(step, 0)
-        until = tl.exp(total) * scale
         after = tl.exp(tl.cumsum(step, 0, reverse=True) - step)
+        if HAS_INDEX:
+            after = tl.where(here == last, after, 0.0)
+        # Pairs are (key, query) here. The decay is computed twice, in two ways, not to be kept in between.
+        decay = tl.exp(tl.where(seen, total[None, :] - total[:, None], float("-inf"))) * scale
+        written = (dot(k_tile, tl.trans(q_tile), PRECISION) * decay).to(q_tile.dtype)
+        d_scores = tl.zeros([C, C], tl.float32)
+        taken = tl.zeros([C], tl.float32)  # what the gradient of the state after the chunk answers to each token
+        d_rate = tl.zeros([C], tl.float32)
+        for j in range(tl.cdiv(V, BLOCK_V)):  # not unrolled: saves registers
+            col = j * BLOCK_V + tl.arange(0, BLOCK_V)
+            v_tile = load_tile(v + b * v_b + wide * v_t + h * v_h, v_t, row, left, col, V)
+            dy_tile = load_tile(dy + b * dy_b + wide * dy_t + h * dy_h, dy_t, row, left, col, V)
+            d_state = load_tile(d_ends + ((b * heads + h) * chunks + chunk) * K * V, V, key, K, col, V)
+            answer = dot(k_tile, d_state, PRECISION) * after[:, None]
+            taken += tl.sum(answer * v_tile.to(tl.float32), 1)
+            answer = dot(written, dy_tile, PRECISION, answer)
+            if HAS_BETA:
+                d_rate += tl.sum(answer * v_tile.to(tl.float32), 1)
+            place = ((b * length + start) * heads + h) * V
+            store_tile(dv + place, heads * V, row, left, col, V, answer * rate[:, None])
+            weighted = (v_tile * (after * rate)[:, None]).to(v_tile.dtype)
+            dk_sum = dot(weighted, tl.trans(d_state), PRECISION, dk_sum)
+            d_scores = dot(v_tile, tl.trans(dy_tile), PRECISION, d_scores)
+        place = (b * length + start) * heads + h
+        if HAS_BETA:
+            tl.store(dbeta + place + row * heads, d_rate.to(dbeta.dtype.element_ty), row < left)
+        if HAS_G:
+            tl.store(sent + place + row * heads, rate * taken, row < left)
+        decay = tl.exp(-tl.where(seen, total[:, None] - total[None, :], float("inf")))
+        d_products = (d_scores * decay * (rate * scale)[:, None]).to(q_tile.dtype)
+        dk_sum = dot(d_products, q_tile, PRECISION, dk_sum)
+    store_tile(
+        dk + (((part * batch + b) * length + start) * groups + head_group) * K, groups * K, row, left, key, K, dk_sum
+    )
+
+
+@triton.jit
+def _read_gradients_kernel(
+    q, k, v, g, beta, index, dy, starts, d_ends, sent, dq, dg,
+    scale, batch, length, heads, group, share,
+    q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, g_b, g_t, g_h, beta_b, beta_t, beta_h, dy_b, dy_t, dy_h,
+    K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
+    HAS_G: tl.constexpr, HAS_BETA: tl.constexpr, HAS_INDEX: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dg and dq (parts, B, L, G, K; sums over `share` heads of a group) of one chunk."""
+    chunks = tl.cdiv(length, C)
+    groups = heads // group
+    chunk = tl.program_id(0) % chunks
+    b = tl.cast(tl.program_id(0) // chunks, tl.int64)
+    part = tl.program_id(1) // groups
+    head_group = tl.program_id(1) % groups
+    row = tl.arange(0, C)
+    key = tl.arange(0, BLOCK_K)
+    start = chunk * C
+    wide = tl.cast(start, tl.int64)
+    left = length - start
+    q_tile = load_tile(q + b * q_b + wide * q_t + head_group * q_h, q_t, row, left, key, K)
+    k_tile = load_tile(k + b * k_b + wide * k_t + head_group * k_h, k_t, row, left, key, K)
+    seen = row[:, None] >= row[None, :]
+    if HAS_INDEX:
+        here, before, last = load_documents(index + b * length, start, row, length, C)
+        seen &= here[:, None] == here[None, :]
+    dq_sum = tl.zeros([C, BLOCK_K], tl.float32)
+    for h in range(head_group * group + part * share, head_group * group + tl.minimum((part + 1) * share, group)):
+        step = load_column(g + b * g_b + wide * g_t + h * g_h, g_t, row, left, HAS_G, 0.0)
+        rate = load_column(beta + b * beta_b + wide * beta_t + h * beta_h, beta_t, row, left, HAS_BETA, 1.0)
+        total = tl.cumsum(step, 0)
+        until = tl.exp(total) * scale
         passed = tl.exp(tl.sum(step, 0))
         if HAS_INDEX:
             until = tl.where(here == before, until, 0.0)
-            after = tl.where(here == last, after, 0.0)
             passed = tl.where(before == last, passed, 0.0)
-        weight = after * rate
-        decay = tl.exp(tl.where(seen, total[:, None] - total[None, :], float("-inf")))
-        scores = (products * decay * rate[None, :]).to(q_tile.dtype)
-
         d_scores = tl.zeros([C, C], tl.float32)
-        d_read = tl.zeros([C, BLOCK_K], tl.float32)  # gradient of q by way of the state before the chunk
-        taken = tl.zeros([C], tl.float32)  # what the gradient of the state after the chunk answers to each token
-        across = tl.zeros([BLOCK_K], tl.float32)
-        for j in tl.static_range(tl.cdiv(V, BLOCK_V)):
+        arrived = tl.zeros([C], tl.float32)  # product of what each token reads from the state with its gradient
+        across = tl.zeros([BLOCK_K], tl.float32)  # product of the state before with the gradient of the state after
+        for j in range(tl.cdiv(V, BLOCK_V)):  # not unrolled: saves registers
             col = j * BLOCK_V + tl.arange(0, BLOCK_V)
             v_tile = load_tile(v + b * v_b + wide * v_t + h * v_h, v_t, row, left, col, V)
             dy_tile = load_tile(dy + b * dy_b + wide * dy_t + h * dy_h, dy_t, row, left, col, V)
             place = ((b * heads + h) * chunks + chunk) * K * V
             state = load_tile(starts + place, V, key, K, col, V)
-            d_state = load_tile(d_ends + place, V, key, K, col, V)
-            across += tl.sum(state.to(tl.float32) * d_state.to(tl.float32), 1)
+            if HAS_G:
+                d_state = load_tile(d_ends + place, V, key, K, col, V)
+                across += tl.sum(state.to(tl.float32) * d_state.to(tl.float32), 1)
+                arrived += tl.sum(dot(q_tile, state, PRECISION) * dy_tile.to(tl.float32), 1)
             d_scores = dot(dy_tile, tl.trans(v_tile), PRECISION, d_scores)
-            d_read = dot(dy_tile, tl.trans(state), PRECISION, d_read)
-            weighted = (v_tile * weight[:, None]).to(v_tile.dtype)
-            dk_sum = dot(weighted, tl.trans(d_state), PRECISION, dk_sum)
-            answer = dot(k_tile, d_state, PRECISION)
-            taken += tl.sum(answer * v_tile.to(tl.float32), 1)
-            dv_tile = dot(tl.trans(scores), dy_tile, PRECISION, answer * weight[:, None])
-            store_tile(dv + ((b * length + start) * heads + h) * V, heads * V, row, left, col, V, dv_tile)
-
-        flow = d_scores * products * decay  # gradient of the log decay of every pair, but for beta
-        place = (b * length + start) * heads + h
-        if HAS_BETA:
-            tl.store(dbeta + place + row * heads, (tl.sum(flow, 0) + after * taken).to(dbeta.dtype.element_ty), row < left)
+            weighted = (dy_tile * until[:, None]).to(dy_tile.dtype)
+            dq_sum = dot(weighted, tl.trans(state), PRECISION, dq_sum)
+        decay = tl.exp(tl.where(seen, total[:, None] - total[None, :], float("-inf"))) * scale
+        d_products = d_scores * decay * rate[None, :]
+        dq_sum = dot(d_products.to(q_tile.dtype), k_tile, PRECISION, dq_sum)
         if HAS_G:
             # A decay lies on the way from every earlier token (or the old state) to this and every later token (or the
             # new state). Only the pairs inside the chunk are a difference of sums, of the same numbers.
-            flow = tl.where(row[:, None] > row[None, :], flow * rate[None, :], 0.0)
-            arrived = tl.sum(flow, 1) - tl.sum(flow, 0) + until * tl.sum(q_tile.to(tl.float32) * d_read, 1)
-            sent = weight * taken
-            dg_tile = tl.cumsum(arrived, 0, reverse=True) + tl.cumsum(sent, 0) - sent + passed * tl.sum(across, 0)
+            flow = d_products * dot(q_tile, tl.trans(k_tile), PRECISION)
+            flow = tl.where(row[:, None] > row[None, :], flow, 0.0)
+            arrived = until * arrived + tl.sum(flow, 1) - tl.sum(flow, 0)
+            place = (b * length + start) * heads + h
+            leaving = load_column(sent + place, heads, row, left, True, 0.0)
+            dg_tile = tl.cumsum(arrived, 0, reverse=True) + tl.cumsum(leaving, 0) - leaving
+            dg_tile += passed * tl.sum(across, 0)
             tl.store(dg + place + row * heads, dg_tile.to(dg.dtype.element_ty), row < left)
-        d_products = (d_scores * decay * (rate * scale)[None, :]).to(q_tile.dtype)
-        dq_sum = dot(d_products, k_tile, PRECISION, dq_sum + d_read * until[:, None])
-        dk_sum = dot(tl.trans(d_products), q_tile, PRECISION, dk_sum)
-    place = (((part * batch + b) * length + start) * groups + head_group) * K
-    store_tile(dq + place, groups * K, row, left, key, K, dq_sum)
-    store_tile(dk + place, groups * K, row, left, key, K, dk_sum)
+    store_tile(
+        dq + (((part * batch + b) * length + start) * groups + head_group) * K, groups * K, row, left, key, K, dq_sum
+    )
 
 
 # -- host code
 
 
-def _constants(k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor | None, index: Tensor | None) -> dict[str, int | str]:
+def _constants(k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor | None, index: Tensor | None) -> dict:
     keys, size = k.shape[-1], v.shape[-1]
     return {
         "K": keys, "V": size, "C": CHUNK, "BLOCK_V": block(size, 64), "PRECISION": precision(v.dtype),
         "HAS_G": g is not None, "HAS_BETA": beta is not None, "HAS_INDEX": index is not None,
     }  # fmt: skip
+
+
+def _columns(keys: int, size: int) -> int:
+    """Columns of the values that a program takes at a time: K x columns numbers of state in registers."""
+    return block(size, 64 if keys <= 64 else 32)
+
+
+def _warps(keys: int) -> int:
+    return 4 if keys <= 64 else 8
 
 
 def _span(batch: int, length: int, heads: int, size: int) -> int:
@@ -297,7 +358,7 @@ def _span(batch: int, length: int, heads: int, size: int) -> int:
     against 4 C (2 K + 2 V) for its tokens.
     """
     chunks = triton.cdiv(length, CHUNK)
-    programs = batch * heads * triton.cdiv(size, block(size, 64))
+    programs = batch * heads * triton.cdiv(size, 64)
     if chunks <= 16 or programs >= PROGRAMS:
         return chunks
     return min(chunks, max(4, triton.cdiv(chunks * programs, PROGRAMS)))
@@ -317,6 +378,7 @@ def states(
         length, heads, heads // k.shape[2], span,
         *strides(k), *strides(v), *strides(g), *strides(beta),
         BLOCK_K=block_k, HAS_INITIAL=initial is not None, **_constants(k, v, g, beta, index),
+        num_warps=4, num_stages=3,
     )  # fmt: skip
     return starts
 
@@ -337,13 +399,16 @@ def outputs(
     """y (B, L, H, V) from the states before every `span` chunks (None: from `initial`); fills `final`."""
     batch, length, heads, size = v.shape
     y = torch.empty(v.shape, dtype=v.dtype, device=v.device)
-    grid = (batch * heads * triton.cdiv(length, CHUNK * span), triton.cdiv(size, block(size, 64)))
+    columns = _columns(k.shape[3], size)
+    chunk = CHUNK // 2  # with 64 tokens, tiles of scores and outputs beside the state are too much for the registers
+    grid = (batch * heads * triton.cdiv(length, CHUNK * span), triton.cdiv(size, columns))
     _output_kernel[grid](
         q, k, v, given(g, v), given(beta, v), given(index, v), given(initial, v), given(starts, v), y, given(final, v),
-        scale, length, heads, heads // k.shape[2], span,
+        scale, length, heads, heads // k.shape[2], span * (CHUNK // chunk),
         *strides(q), *strides(k), *strides(v), *strides(g), *strides(beta),
         BLOCK_K=block(k.shape[3]), HAS_INITIAL=initial is not None, HAS_STARTS=starts is not None,
-        HAS_FINAL=final is not None, **_constants(k, v, g, beta, index),
+        HAS_FINAL=final is not None, **_constants(k, v, g, beta, index) | {"BLOCK_V": columns, "C": chunk},
+        num_warps=4, num_stages=2,
     )  # fmt: skip
     return y
 
@@ -403,6 +468,7 @@ def _backward(
         scale, length, heads, group, *strides(q), *strides(dy), *strides(g),
         BLOCK_K=block_k, HAS_FINAL=d_final is not None, HAS_INITIAL=initial is not None,
         **{name: value for name, value in constants.items() if name != "HAS_BETA"},
+        num_warps=4, num_stages=3,
     )  # fmt: skip
     # With few programs, the heads of a group are shared out; each part then sums in its own place.
     parts = min(group, max(1, PROGRAMS // 4 // (batch * chunks * groups)))
@@ -410,11 +476,17 @@ def _backward(
     parts = triton.cdiv(group, share)
     if parts > 1:
         dq, dk = (v.new_empty(parts, batch, length, groups, keys, dtype=torch.float32) for _ in range(2))
-    _gradients_kernel[batch * chunks, parts * groups](
-        q, k, v, given(g, v), given(beta, v), given(index, v), dy, starts, d_ends, dq, dk, dv, dg, dbeta,
-        scale, batch, length, heads, group, share,
-        *strides(q), *strides(k), *strides(v), *strides(g), *strides(beta), *strides(dy),
-        BLOCK_K=block(keys), **constants,
+    sent = v.new_empty(0 if g is None else (batch, length, heads), dtype=torch.float32)
+    shape = (scale, batch, length, heads, group, share)
+    steps = (*strides(q), *strides(k), *strides(v), *strides(g), *strides(beta), *strides(dy))
+    wide = constants | {"BLOCK_K": block(keys), "BLOCK_V": 16}
+    _write_gradients_kernel[batch * chunks, parts * groups](
+        q, k, v, given(g, v), given(beta, v), given(index, v), dy, d_ends, dk, dv, dbeta, sent,
+        *shape, *steps, **wide, num_warps=_warps(keys), num_stages=1,
+    )  # fmt: skip
+    _read_gradients_kernel[batch * chunks, parts * groups](
+        q, k, v, given(g, v), given(beta, v), given(index, v), dy, starts, d_ends, sent, dq, dg,
+        *shape, *steps, **wide, num_warps=_warps(keys), num_stages=1,
     )  # fmt: skip
     if parts > 1:
         dq, dk = dq.sum(0).to(q.dtype), dk.sum(0).to(k.dtype)
