@@ -10,7 +10,12 @@ import torch
 
 
 def interleave(
-    runs: Mapping[str, Callable[[], object]], *, rounds: int = 15, warmup: int = 2, min_seconds: float = 0.0
+    runs: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 15,
+    warmup: int = 2,
+    min_seconds: float = 0.0,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of each run in every round; the order within a round rotates.
 
@@ -19,24 +24,25 @@ def interleave(
         rounds: how often each is timed.
         warmup: untimed rounds before.
         min_seconds: shorter runs are repeated within a round to at least this long, and divided.
+        clock: what tells the time; `time.process_time` on one thread counts only what this process computes.
     """
     names = list(runs)
     repeats = dict.fromkeys(names, 1)
     for _ in range(warmup):
         for name in names:
-            start = time.perf_counter()
+            start = clock()
             runs[name]()
-            taken = max(time.perf_counter() - start, 1e-7)
+            taken = max(clock() - start, 1e-7)
             repeats[name] = max(1, round(min_seconds / taken)) if min_seconds else 1
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for i in range(rounds):
         for name in names[i % len(names) :] + names[: i % len(names)]:
             _synchronise()
-            start = time.perf_counter()
+            start = clock()
             for _ in range(repeats[name]):
                 runs[name]()
             _synchronise()
-            seconds[name].append((time.perf_counter() - start) / repeats[name])
+            seconds[name].append((clock() - start) / repeats[name])
     return seconds
 
 

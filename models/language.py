@@ -5,6 +5,7 @@ Axis letters: B batch, N tokens, C channels, V vocabulary, K classes.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -77,22 +78,25 @@ class Language(nn.Module):
         for i, spec in enumerate(pattern):
             path = f"{key}.mixer[{i}]" if len(pattern) > 1 else f"{key}.mixer"
             name, options = check_mixer(spec, key=path)
-            hint = mixer_options(name).get("position")
-            if relative and hint is not None and config.position in getattr(hint.annotation, "__args__", ()):
-                options = {"position": config.position, **options}
+            known = mixer_options(name)
+            # Command lines give all options of a mixer, those at their defaults too: a default counts as not set.
+            own = known.get("position")
+            if relative and own is not None and config.position in getattr(own.annotation, "__args__", ()):
                 positioned = True
+                if options.get("position", own.default) == own.default:
+                    options = {**options, "position": config.position}
             checked.append((path, name, options))
         if relative and not positioned:
-            names = ", ".join(name for _, name, _ in checked)
-            raise ConfigError(
-                f"{key}.position: none of the mixers ({names}) takes {config.position} positions. "
-                "Allowed: learned, none."
+            names = ", ".join(sorted({name for _, name, _ in checked}))
+            warnings.warn(
+                f"{key}.position: none of the mixers ({names}) takes {config.position} positions, so there are none.",
+                stacklevel=2,
             )
         grid = None if config.sequence_length is None else (config.sequence_length,)
         blocks = []
         for i in range(config.depth):
             path, name, options = checked[i % len(checked)]
-            if options.get("decay") == "lightning" and "lightning_rate" not in options:
+            if options.get("decay") == "lightning" and options.get("lightning_rate", 8.0) == 8.0:
                 options = {**options, "lightning_rate": 8.0 * (1 - i / config.depth)}
             mixer = create_mixer(name, config.dim, grid=grid, causal=config.causal, layer_index=i, key=path, **options)
             if 1 not in mixer.axes:

@@ -29,7 +29,7 @@ class LanguageConfig:
         norm_placement: "pre", or "post" as in BERT, which has a norm after the embedding instead of a last one.
         causal: a decoder, else a bidirectional encoder. Mixers that are always causal may stand in both.
         position: "none"; "learned", a table of `sequence_length` positions; "rotary" or "alibi", given to all mixers
-            of the pattern that have the option `position` and do not set it.
+            of the pattern that have the option `position` and leave it at its default; a warning says when none has.
         sequence_length: longest sequence, for the table and for mixers whose parameters depend on the length.
         objective: "causal_lm" and "masked_lm" give logits (B, N, V), "classify" (B, K), "features" (B, N, C);
             "reconstruct" gives logits (B, N, V) of the input from the features at the last position alone.

@@ -291,7 +291,6 @@ def test_bad_input(call, match):
     ({"mixer": ["mamba2", "fnet"]}, r"model\.mixer\[1\].*cannot be causal"),
     ({"mixer": []}, "empty"),
     ({"mixer": {"name": "mamba", "d_stat": 3}}, r"model\.mixer\.d_stat.*d_state"),
-    ({"mixer": "mamba", "position": "rotary"}, "rotary"),
     ({"mixer": "mamba", "position": "learned"}, "sequence_length"),
     ({"mixer": "mamba", "position": "rotery"}, "rotary"),
     ({"mixer": "mamba", "objective": "classify"}, "num_classes"),
@@ -305,6 +304,25 @@ def test_bad_input(call, match):
 def test_bad_configuration(changes, match):
     with pytest.raises(ConfigError, match=match):
         create_model({**BASE, **changes})
+
+
+def test_positions_reach_the_mixers_that_take_them():
+    """Also where the command line has given the option's default; and a mixer's own choice stands."""
+    given = [
+        "attention",
+        {"name": "attention", "position": "none"},
+        {"name": "attention", "position": "alibi"},
+        "mamba",
+    ]
+    model = build(mixer=given, depth=4, position="rotary")
+    assert [b.mixer.position for b in model.blocks[:3]] == ["rotary", "rotary", "alibi"]
+    with pytest.warns(UserWarning, match="none of the mixers"):
+        build(mixer="mamba", position="rotary")
+
+
+def test_lightning_decays_by_layer():
+    model = build(mixer={"name": "linear_attention", "decay": "lightning"}, depth=4)
+    assert [b.mixer.lightning_rate for b in model.blocks] == [8.0, 6.0, 4.0, 2.0]
 
 
 def test_encoders_do_not_generate():
