@@ -151,14 +151,7 @@ def draw_curve(path: Path, lines: Sequence[Mapping[str, Any]], *, metric: str, t
     values = [float(line["val"][metric]) for line in lines]
     right.plot(steps, values, color="#1f6fb2", **style)
     right.set(xlabel="step", ylabel=f"validation {metric}")
-    right.annotate(
-        f"{values[-1]:.4f}",
-        (steps[-1], values[-1]),
-        xytext=(-4, -12),
-        textcoords="offset points",
-        ha="right",
-        fontsize=8,
-    )
+    right.text(0.97, 0.05, f"last {values[-1]:.4f}", transform=right.transAxes, ha="right", fontsize=8)
     for axes in (left, right):
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
