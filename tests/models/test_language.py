@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from mixerzoo.errors import ConfigError
+from mixerzoo.mixers import list_mixers, mixer_class, mixer_options
 from mixerzoo.models import create_model, generate, list_models, pad_prompts
 from mixerzoo.models.generation import filter_logits, sample
 from mixerzoo.models.language import Language
@@ -337,3 +338,29 @@ def test_documents_need_mixers_that_keep_them_apart():
     model = build(mixer="fnet", causal=False, objective="features")
     with pytest.raises(ConfigError, match="cross"):
         model(ids(1, 4), document_ids=ids(1, 4))
+
+
+@pytest.mark.parametrize("name", list_mixers(causal=True, axes=1))
+def test_every_causal_mixer_in_the_backbone(name):
+    """Trains; decodes as it computes in parallel where it streams; padded prompts too where it takes masks."""
+    mixer = {"name": name, **({"l_max": 24} if "l_max" in mixer_options(name) else {})}
+    model = build(mixer=mixer, sequence_length=24)
+    tokens = torch.randint(0, 17, (2, 24))
+    loss = F.cross_entropy(model(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    loss.backward()
+    if not mixer_class(name).streams:
+        with pytest.raises(ConfigError, match="does not stream"):
+            generate(model, [1, 2])
+        return
+    with torch.no_grad():
+        logits = model(tokens)
+        state = model.init_state(2)
+        for t in range(24):
+            out, state = model.step(tokens[:, t], state)
+            torch.testing.assert_close(out, logits[:, t], rtol=1e-4, atol=1e-4)
+    prompts = [[1, 2, 3, 4, 5], [6, 7]]
+    alone = [generate(model, p, max_new_tokens=5, temperature=0)[0] for p in prompts]
+    for side in ("left", "right"):
+        batch, mask = pad_prompts(prompts, side=side, padding_id=16)
+        together = generate(model, batch, mask=mask, max_new_tokens=5, temperature=0)
+        assert torch.equal(together, torch.stack(alone)), side
