@@ -134,11 +134,9 @@ def load_hub(dataset: str, config: str | None, split: str) -> Any:
     try:
         return datasets.load_dataset(dataset, config, split=split)
     except Exception as error:  # its errors have no common base, and all of them are about what the user asked for
-        reason = str(error).strip().splitlines()
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         named = f'"{dataset}"' + (f' (configuration "{config}")' if config else "")
-        raise ConfigError(
-            f"task.dataset: the split {split!r} of {named} cannot be loaded: {reason[0] if reason else error!r}"
-        ) from error
+        raise ConfigError(f"task.dataset: the split {split!r} of {named} cannot be loaded: {reason}") from error
 
 
 def hub_column(table: Any, column: str, *, key: str) -> list[Any]:
