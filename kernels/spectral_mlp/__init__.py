@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError, unknown
-from ..dispatch import choose_backend
+from ..dispatch import choose_backend, default_backend
 
 __all__ = ["spectral_mlp"]
 
@@ -76,6 +76,8 @@ def spectral_mlp(
     real = torch.float64 if x.dtype == torch.complex128 else torch.float32
     w1, b1, w2, b2 = (t.to(real) for t in (w1, b1, w2, b2))
     chosen = choose_backend("spectral_mlp", backend, x, w1, b1, w2, b2, available=AVAILABLE)
+    if backend == "auto" and default_backend() == "auto" and max(width, hidden) > TRITON_WIDTH:
+        chosen = "eager"
     if chosen == "triton":
         from .triton import spectral_mlp_triton as run
     elif chosen == "eager":
@@ -85,4 +87,5 @@ def spectral_mlp(
     return run(x, w1, b1, w2, b2, activation, float(threshold))
 
 
-AVAILABLE = ("eager", "reference")
+AVAILABLE = ("triton", "eager", "reference")
+TRITON_WIDTH = 128  # channels of a block that the Triton kernel takes; `auto` leaves larger blocks to library products

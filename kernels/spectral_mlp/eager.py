@@ -21,7 +21,7 @@ def _axes(x: Tensor) -> list[int]:
     return sorted(range(1, x.dim() - 1), key=lambda axis: -x.stride(axis))
 
 
-def _viewed(x: Tensor, axes: list[int], blocks: int) -> Tensor | None:
+def viewed(x: Tensor, axes: list[int], blocks: int) -> Tensor | None:
     """x as (1 or B, K, c, M) if its memory allows that without a copy."""
     ordered = x.permute(0, *axes, x.dim() - 1)
     for batch in (1, x.shape[0]):
@@ -32,13 +32,13 @@ def _viewed(x: Tensor, axes: list[int], blocks: int) -> Tensor | None:
     return None
 
 
-def _laid_out(x: Tensor, blocks: int) -> tuple[Tensor, list[int], Tensor]:
+def laid_out(x: Tensor, blocks: int) -> tuple[Tensor, list[int], Tensor]:
     """x, in a layout in which the modes are one axis, those axes, and the view (B', K, c, M)."""
     x = x.resolve_conj()
-    view = _viewed(x, _axes(x), blocks)
+    view = viewed(x, _axes(x), blocks)
     if view is None or torch.empty_like(x).stride() != x.stride():
         x = x.contiguous()
-        view = _viewed(x, _axes(x), blocks)
+        view = viewed(x, _axes(x), blocks)
         assert view is not None
     return x, _axes(x), view
 
@@ -54,9 +54,9 @@ def _parts(*views: Tensor):
 def _forward(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str, threshold: float) -> Tensor:
     if not x.numel():
         return torch.empty_like(x)
-    dense, axes, modes = _laid_out(x, w1.shape[0])
+    dense, axes, modes = laid_out(x, w1.shape[0])
     y = torch.empty_like(dense)
-    out = _viewed(y, axes, w1.shape[0])
+    out = viewed(y, axes, w1.shape[0])
     assert out is not None
     for v, o in _parts(modes, out):
         a = torch.baddbmm(b1[:, :, None], w1.mT, v)
@@ -78,13 +78,13 @@ def _backward(
     dy: Tensor, x: Tensor, y: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, activation: str, threshold: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     blocks = w1.shape[0]
-    dense, axes, modes = _laid_out(x, blocks)
+    dense, axes, modes = laid_out(x, blocks)
     # all tensors of modes in one layout, that of x
     dy, y = (t if t.stride() == dense.stride() else torch.empty_like(dense).copy_(t) for t in (dy.resolve_conj(), y))
     dx = torch.empty_like(dense)
     dw1, db1, dw2 = (torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (w1, b1, w2))
     db2 = torch.zeros_like(w2[:, 0], memory_format=torch.contiguous_format)
-    views = [_viewed(t, axes, blocks) for t in (dy, y, dx)]
+    views = [viewed(t, axes, blocks) for t in (dy, y, dx)]
     for v, g, out, dv in _parts(modes, *views) if x.numel() else ():
         if threshold > 0:
             real = torch.view_as_real(g)

@@ -1,0 +1,372 @@
+"""The complex block-diagonal MLP on GPUs, directly on the interleaved complex numbers that a Fourier transform returns.
+
+b sample, m mode, k channel block, c channel of a block, h hidden channel of a block; S channels of a tile, R modes.
+
+A program owns one block k, loads its weights once and goes over tiles of modes: complex numbers are read as pairs and
+split in registers, both layers, biases, activation and shrinkage follow without touching memory. The backward kernel
+does the same once more, from x and dy alone, and adds up the gradients of the weights in registers; one partial sum for
+each program, added afterwards without atomics. Both work along whichever axis is innermost in memory.
+
+Blocks of more than 64 channels, whose weights and gradients exceed the registers of a multiprocessor, take the gradient
+from complex batched products of the library (`eager.py`).
+"""
+
+# ruff: noqa: RUF005 - Triton knows no star inside tuples
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...errors import ConfigError
+from ..activation_tiles import activate, activation_slope
+from ..autotune import configs
+from ..registration import register_op
+from ..tiles import dot
+from . import TRITON_WIDTH
+from .eager import backward_op as library_backward
+from .eager import laid_out, viewed
+
+LARGEST_BACKWARD = 64
+
+
+@triton.jit
+def _load(pointer, row, row_real, col, col_real, MODES_INNER: tl.constexpr):
+    """Real and imaginary parts (R, S) of a tile of complex numbers; row and col are offsets in complex numbers."""
+    pair = tl.arange(0, 2)[None, None, :]
+    if MODES_INNER:
+        at = 2 * (col[:, None] + row[None, :])
+        mask = col_real[:, None] & row_real[None, :]
+        real, imag = tl.split(tl.load(pointer + at[:, :, None] + pair, mask=mask[:, :, None], other=0.0))
+        return tl.trans(real), tl.trans(imag)
+    else:
+        at = 2 * (row[:, None] + col[None, :])
+        mask = row_real[:, None] & col_real[None, :]
+        return tl.split(tl.load(pointer + at[:, :, None] + pair, mask=mask[:, :, None], other=0.0))
+
+
+@triton.jit
+def _store(pointer, row, row_real, col, col_real, real, imag, MODES_INNER: tl.constexpr):
+    pair = tl.arange(0, 2)[None, None, :]
+    if MODES_INNER:
+        at = 2 * (col[:, None] + row[None, :])
+        mask = col_real[:, None] & row_real[None, :]
+        tl.store(pointer + at[:, :, None] + pair, tl.join(tl.trans(real), tl.trans(imag)), mask=mask[:, :, None])
+    else:
+        at = 2 * (row[:, None] + col[None, :])
+        mask = row_real[:, None] & col_real[None, :]
+        tl.store(pointer + at[:, :, None] + pair, tl.join(real, imag), mask=mask[:, :, None])
+
+
+@triton.jit
+def _weight(pointer, row, rows, col, cols):
+    """A tile of a real matrix (rows, cols)."""
+    mask = (row < rows)[:, None] & (col < cols)[None, :]
+    return tl.load(pointer + row[:, None] * cols + col[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def _shrink(v, threshold):
+    return tl.where(v > threshold, v - threshold, tl.where(v < -threshold, v + threshold, 0.0))
+
+
+@triton.jit
+def _rows(tile, modes, count, x_b, x_m, R: tl.constexpr):
+    """Offsets (R,) of the modes of a tile, and which of them exist; modes of a sample, count in all samples."""
+    r = tl.cast(tile, tl.int64) * R + tl.arange(0, R)
+    return r // modes * x_b + r % modes * x_m, r < count
+
+
+@triton.autotune(
+    configs=configs(({"R": 32, "LEAN": True}, 8, 1), ({"R": 32, "LEAN": False}, 8, 1)),
+    key=["modes", "count", "width", "hidden"],
+)
+@triton.jit
+def spectral_mlp_forward_kernel(
+    x_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, y_ptr, threshold, blocks, modes, count, width, hidden, x_b, x_k, x_c, x_m,
+    CS: tl.constexpr, CN: tl.constexpr, HS: tl.constexpr, HN: tl.constexpr, ACTIVATION: tl.constexpr,
+    SHRINK: tl.constexpr, MODES_INNER: tl.constexpr, PRECISION: tl.constexpr, R: tl.constexpr, LEAN: tl.constexpr,
+):  # fmt: skip
+    """Channels of a block come as CN tiles of CS, hidden channels as HN tiles of HS. LEAN only shapes the grid: fewer
+    programs, which read the weights less often."""
+    k = tl.cast(tl.program_id(0), tl.int64)
+    c = tl.arange(0, CS)
+    h = tl.arange(0, HS)
+    imag1 = blocks * width * hidden
+    w1 = w1_ptr + k * width * hidden
+    w2 = w2_ptr + k * width * hidden
+    w1_real = ()
+    w1_imag = ()
+    w2_real = ()
+    w2_imag = ()
+    for i in tl.static_range(0, CN):
+        for j in tl.static_range(0, HN):
+            w1_real = w1_real + (_weight(w1, i * CS + c, width, j * HS + h, hidden),)
+            w1_imag = w1_imag + (_weight(w1 + imag1, i * CS + c, width, j * HS + h, hidden),)
+            w2_real = w2_real + (_weight(w2, j * HS + h, hidden, i * CS + c, width),)
+            w2_imag = w2_imag + (_weight(w2 + imag1, j * HS + h, hidden, i * CS + c, width),)
+    for tile in range(tl.program_id(1), tl.cdiv(count, R), tl.num_programs(1)):
+        row, row_real = _rows(tile, modes, count, x_b, x_m, R)
+        x_real = ()
+        x_imag = ()
+        for i in tl.static_range(0, CN):
+            channel = i * CS + c
+            real, imag = _load(x_ptr + 2 * k * x_k, row, row_real, channel * x_c, channel < width, MODES_INNER)
+            x_real = x_real + (real,)
+            x_imag = x_imag + (imag,)
+        a_real = ()
+        a_imag = ()
+        for j in tl.static_range(0, HN):
+            bias = b1_ptr + k * hidden + j * HS + h
+            here = j * HS + h < hidden
+            real = tl.zeros((R, HS), tl.float32) + tl.load(bias, mask=here, other=0.0)[None, :]
+            imag = tl.zeros((R, HS), tl.float32) + tl.load(bias + blocks * hidden, mask=here, other=0.0)[None, :]
+            for i in tl.static_range(0, CN):
+                real = dot(x_real[i], w1_real[i * HN + j], PRECISION, real)
+                real = dot(-x_imag[i], w1_imag[i * HN + j], PRECISION, real)
+                imag = dot(x_real[i], w1_imag[i * HN + j], PRECISION, imag)
+                imag = dot(x_imag[i], w1_real[i * HN + j], PRECISION, imag)
+            a_real = a_real + (activate(real, ACTIVATION),)
+            a_imag = a_imag + (activate(imag, ACTIVATION),)
+        for i in tl.static_range(0, CN):
+            channel = i * CS + c
+            bias = b2_ptr + k * width + channel
+            here = channel < width
+            real = tl.zeros((R, CS), tl.float32) + tl.load(bias, mask=here, other=0.0)[None, :]
+            imag = tl.zeros((R, CS), tl.float32) + tl.load(bias + blocks * width, mask=here, other=0.0)[None, :]
+            for j in tl.static_range(0, HN):
+                real = dot(a_real[j], w2_real[i * HN + j], PRECISION, real)
+                real = dot(-a_imag[j], w2_imag[i * HN + j], PRECISION, real)
+                imag = dot(a_real[j], w2_imag[i * HN + j], PRECISION, imag)
+                imag = dot(a_imag[j], w2_real[i * HN + j], PRECISION, imag)
+            if SHRINK:
+                real = _shrink(real, threshold)
+                imag = _shrink(imag, threshold)
+            _store(y_ptr + 2 * k * x_k, row, row_real, channel * x_c, here, real, imag, MODES_INNER)
+
+
+@triton.jit
+def spectral_mlp_backward_kernel(
+    x_ptr, dy_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, dx_ptr, dw1_ptr, db1_ptr, dw2_ptr, db2_ptr,
+    threshold, blocks, modes, count, width, hidden, x_b, x_k, x_c, x_m,
+    CS: tl.constexpr, HS: tl.constexpr, ACTIVATION: tl.constexpr, SHRINK: tl.constexpr, MODES_INNER: tl.constexpr,
+    PRECISION: tl.constexpr, R: tl.constexpr,
+):  # fmt: skip
+    """dx, and for each program (split) its part of dw1 (split, 2, K, c, h), db1, dw2 and db2."""
+    k = tl.cast(tl.program_id(0), tl.int64)
+    split = tl.cast(tl.program_id(1), tl.int64)
+    c = tl.arange(0, CS)
+    h = tl.arange(0, HS)
+    imag1 = blocks * width * hidden
+    w1 = w1_ptr + k * width * hidden
+    w2 = w2_ptr + k * width * hidden
+    w1_real = _weight(w1, c, width, h, hidden)
+    w1_imag = _weight(w1 + imag1, c, width, h, hidden)
+    w2_real = _weight(w2, h, hidden, c, width)
+    w2_imag = _weight(w2 + imag1, h, hidden, c, width)
+    b1_real = tl.load(b1_ptr + k * hidden + h, mask=h < hidden, other=0.0)[None, :]
+    b1_imag = tl.load(b1_ptr + (blocks + k) * hidden + h, mask=h < hidden, other=0.0)[None, :]
+    if SHRINK:
+        b2_real = tl.load(b2_ptr + k * width + c, mask=c < width, other=0.0)[None, :]
+        b2_imag = tl.load(b2_ptr + (blocks + k) * width + c, mask=c < width, other=0.0)[None, :]
+    dw1_real = tl.zeros((CS, HS), tl.float32)
+    dw1_imag = tl.zeros((CS, HS), tl.float32)
+    dw2_real = tl.zeros((HS, CS), tl.float32)
+    dw2_imag = tl.zeros((HS, CS), tl.float32)
+    db1_real = tl.zeros((HS,), tl.float32)
+    db1_imag = tl.zeros((HS,), tl.float32)
+    db2_real = tl.zeros((CS,), tl.float32)
+    db2_imag = tl.zeros((CS,), tl.float32)
+    for tile in range(tl.program_id(1), tl.cdiv(count, R), tl.num_programs(1)):
+        row, row_real = _rows(tile, modes, count, x_b, x_m, R)
+        x_real, x_imag = _load(x_ptr + 2 * k * x_k, row, row_real, c * x_c, c < width, MODES_INNER)
+        g_real, g_imag = _load(dy_ptr + 2 * k * x_k, row, row_real, c * x_c, c < width, MODES_INNER)
+        z_real = dot(x_real, w1_real, PRECISION, tl.zeros((R, HS), tl.float32) + b1_real)
+        z_real = dot(-x_imag, w1_imag, PRECISION, z_real)
+        z_imag = dot(x_real, w1_imag, PRECISION, tl.zeros((R, HS), tl.float32) + b1_imag)
+        z_imag = dot(x_imag, w1_real, PRECISION, z_imag)
+        a_real = activate(z_real, ACTIVATION)
+        a_imag = activate(z_imag, ACTIVATION)
+        if SHRINK:  # the output once more: where it was shrunk to 0, there is no gradient
+            y = dot(a_real, w2_real, PRECISION, tl.zeros((R, CS), tl.float32) + b2_real)
+            y = dot(-a_imag, w2_imag, PRECISION, y)
+            g_real = tl.where(tl.abs(y) > threshold, g_real, 0.0)
+            y = dot(a_real, w2_imag, PRECISION, tl.zeros((R, CS), tl.float32) + b2_imag)
+            y = dot(a_imag, w2_real, PRECISION, y)
+            g_imag = tl.where(tl.abs(y) > threshold, g_imag, 0.0)
+        db2_real += tl.sum(g_real, 0)
+        db2_imag += tl.sum(g_imag, 0)
+        dw2_real = dot(tl.trans(a_real), g_real, PRECISION, dw2_real)
+        dw2_real = dot(tl.trans(a_imag), g_imag, PRECISION, dw2_real)
+        dw2_imag = dot(tl.trans(a_real), g_imag, PRECISION, dw2_imag)
+        dw2_imag = dot(tl.trans(-a_imag), g_real, PRECISION, dw2_imag)
+        d_real = dot(g_real, tl.trans(w2_real), PRECISION)
+        d_real = dot(g_imag, tl.trans(w2_imag), PRECISION, d_real)
+        d_imag = dot(g_imag, tl.trans(w2_real), PRECISION)
+        d_imag = dot(-g_real, tl.trans(w2_imag), PRECISION, d_imag)
+        d_real *= activation_slope(z_real, ACTIVATION)
+        d_imag *= activation_slope(z_imag, ACTIVATION)
+        db1_real += tl.sum(d_real, 0)
+        db1_imag += tl.sum(d_imag, 0)
+        dw1_real = dot(tl.trans(x_real), d_real, PRECISION, dw1_real)
+        dw1_real = dot(tl.trans(x_imag), d_imag, PRECISION, dw1_real)
+        dw1_imag = dot(tl.trans(x_real), d_imag, PRECISION, dw1_imag)
+        dw1_imag = dot(tl.trans(-x_imag), d_real, PRECISION, dw1_imag)
+        dx_real = dot(d_real, tl.trans(w1_real), PRECISION)
+        dx_real = dot(d_imag, tl.trans(w1_imag), PRECISION, dx_real)
+        dx_imag = dot(d_imag, tl.trans(w1_real), PRECISION)
+        dx_imag = dot(-d_real, tl.trans(w1_imag), PRECISION, dx_imag)
+        _store(dx_ptr + 2 * k * x_k, row, row_real, c * x_c, c < width, dx_real, dx_imag, MODES_INNER)
+    at = k * width * hidden + split * 2 * imag1
+    first = (c < width)[:, None] & (h < hidden)[None, :]
+    tl.store(dw1_ptr + at + c[:, None] * hidden + h[None, :], dw1_real, mask=first)
+    tl.store(dw1_ptr + at + imag1 + c[:, None] * hidden + h[None, :], dw1_imag, mask=first)
+    second = (h < hidden)[:, None] & (c < width)[None, :]
+    tl.store(dw2_ptr + at + h[:, None] * width + c[None, :], dw2_real, mask=second)
+    tl.store(dw2_ptr + at + imag1 + h[:, None] * width + c[None, :], dw2_imag, mask=second)
+    at_h = (split * 2 * blocks + k) * hidden + h
+    tl.store(db1_ptr + at_h, db1_real, mask=h < hidden)
+    tl.store(db1_ptr + at_h + blocks * hidden, db1_imag, mask=h < hidden)
+    at_c = (split * 2 * blocks + k) * width + c
+    tl.store(db2_ptr + at_c, db2_real, mask=c < width)
+    tl.store(db2_ptr + at_c + blocks * width, db2_imag, mask=c < width)
+
+
+def _tiles(size: int) -> tuple[int, int]:
+    """How `size` channels are cut: the channels of a tile, a power of two, and the number of tiles."""
+    if size <= 64:
+        return max(16, triton.next_power_of_2(size)), 1
+    return 32, triton.cdiv(size, 32)
+
+
+def _precision() -> str:
+    """Exact products to float32's accuracy: on Nvidia three TF32 products on matrix units, elsewhere float32 ones."""
+    if triton.knobs.runtime.interpret or triton.runtime.driver.active.get_current_target().backend != "cuda":
+        return "ieee"
+    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def _modes(view: Tensor) -> tuple[int, int, list[int]]:
+    """Of a view (B', K, c, M): modes of a sample, of all samples, and the strides."""
+    return view.shape[3], view.shape[0] * view.shape[3], list(view.stride())
+
+
+def _forward(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str, threshold: float) -> Tensor:
+    y = torch.empty_like(x)
+    if not x.numel():
+        return y
+    _, blocks, width, hidden = w1.shape
+    dense, _, view = laid_out(x, blocks)
+    out = y if y.stride() == dense.stride() else torch.empty_like(dense)
+    modes, count, strides = _modes(view)
+    # another reading of the weights by every program may cost a tenth of what the modes cost
+    once = sum(t.numel() for t in (w1, b1, w2, b2)) * 4
+    lean = 1 + int(0.1 * 2 * x.numel() * 8 / once)
+    many = triton.cdiv(512, blocks)
+    (CS, CN), (HS, HN) = _tiles(width), _tiles(hidden)
+
+    def grid(meta):
+        return blocks, min(triton.cdiv(count, meta["R"]), lean if meta["LEAN"] else many)
+
+    spectral_mlp_forward_kernel[grid](
+        torch.view_as_real(dense), w1, b1, w2, b2, torch.view_as_real(out), threshold,
+        blocks, modes, count, width, hidden, *strides, CS=CS, CN=CN, HS=HS, HN=HN, ACTIVATION=activation,
+        SHRINK=threshold > 0, MODES_INNER=strides[3] == 1 and width > 1, PRECISION=_precision(),
+    )  # fmt: skip
+    return y if out is y else y.copy_(out)
+
+
+def _forward_fake(
+    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str, threshold: float
+) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _backward(
+    dy: Tensor, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str, threshold: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dx = torch.empty_like(x)
+    weights = (w1, b1, w2, b2)
+    if not x.numel():
+        dw1, db1, dw2, db2 = (torch.zeros_like(t) for t in weights)
+        return dx, dw1, db1, dw2, db2
+    _, blocks, width, hidden = w1.shape
+    dense, axes, view = laid_out(x, blocks)
+    dy = dy.resolve_conj()
+    dy = dy if dy.stride() == dense.stride() else torch.empty_like(dense).copy_(dy)
+    out = dx if dx.stride() == dense.stride() else torch.empty_like(dense)
+    assert viewed(out, axes, blocks) is not None
+    modes, count, strides = _modes(view)
+    once = sum(t.numel() for t in weights) * 4
+    (CS, _), (HS, _) = _tiles(width), _tiles(hidden)
+    R = 16 if max(CS, HS) > 32 else 32
+    # every program reads the weights, writes a part of their gradients, and that is read again
+    splits = min(triton.cdiv(count, R), 1 + int(0.3 * 4 * x.numel() * 8 / (3 * once)), triton.cdiv(1024, blocks))
+    parts = [t.new_empty(splits, *t.shape) for t in weights]
+    spectral_mlp_backward_kernel[blocks, splits](
+        torch.view_as_real(dense), torch.view_as_real(dy), *weights, torch.view_as_real(out), *parts, threshold,
+        blocks, modes, count, width, hidden, *strides, CS=CS, HS=HS, ACTIVATION=activation, SHRINK=threshold > 0,
+        MODES_INNER=strides[3] == 1 and width > 1, PRECISION=_precision(), R=R, num_warps=8, num_stages=1,
+    )  # fmt: skip
+    dw1, db1, dw2, db2 = (part.sum(0) for part in parts)
+    return dx if out is dx else dx.copy_(out), dw1, db1, dw2, db2
+
+
+def _backward_fake(
+    dy: Tensor, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str, threshold: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dw1, db1, dw2, db2 = (t.new_empty(t.shape) for t in (w1, b1, w2, b2))
+    return torch.empty_like(x), dw1, db1, dw2, db2
+
+
+def _save(ctx, inputs, output) -> None:
+    x, w1, b1, w2, b2, ctx.activation, ctx.threshold = inputs
+    ctx.fused = max(w1.shape[2:]) <= LARGEST_BACKWARD
+    ctx.save_for_backward(x, w1, b1, w2, b2, None if ctx.fused else output)
+
+
+def _autograd(ctx, dy):
+    x, w1, b1, w2, b2, y = ctx.saved_tensors
+    if ctx.fused:
+        return *backward_op(dy, x, w1, b1, w2, b2, ctx.activation, ctx.threshold), None, None
+    weights: Sequence[Tensor] = [torch.complex(t[0], t[1]) for t in (w1, b1, w2)]
+    dx, *grads = library_backward(dy, x, y, *weights, ctx.activation, ctx.threshold)
+    return dx, *(torch.stack([g.real, g.imag]) for g in grads), None, None
+
+
+def _flops(x, w1, *_, out_shape=None, **__) -> int:
+    modes = 1
+    for n in x[:-1]:
+        modes *= n
+    return 16 * modes * w1[1] * w1[2] * w1[3]
+
+
+def _backward_flops(dy, x, w1, *_, out_shape=None, **__) -> int:
+    return 3 * _flops(x, w1)
+
+
+backward_op = register_op("spectral_mlp_triton_backward", _backward, _backward_fake, flops=_backward_flops)
+forward_op = register_op("spectral_mlp_triton", _forward, _forward_fake, save=_save, backward=_autograd, flops=_flops)
+
+
+def spectral_mlp_triton(
+    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str, threshold: float
+) -> Tensor:
+    """See `mixerzoo.kernels.spectral_mlp`.
+
+    Raises:
+        ConfigError: complex128, or blocks too large for the registers.
+    """
+    if x.dtype != torch.complex64:
+        raise ConfigError(f'spectral_mlp: backend "triton" takes complex64, not {x.dtype}.')
+    if max(w1.shape[2:]) > TRITON_WIDTH:
+        raise ConfigError(
+            f'spectral_mlp: backend "triton" takes up to {TRITON_WIDTH} channels and hidden channels of a block, not '
+            f'{w1.shape[2]} and {w1.shape[3]}; more blocks or backend="eager" help.'
+        )
+    w1, b1, w2, b2 = (t.contiguous() for t in (w1, b1, w2, b2))
+    return forward_op(x, w1, b1, w2, b2, activation, threshold)
