@@ -25,7 +25,9 @@ def check_shape(op: str, name: str, tensor: Tensor | None, shape: tuple[int | No
     """Raise unless `tensor` is None or has this shape (None: any size); `letters` name the axes in the message."""
     if tensor is None:
         return
-    if tensor.ndim != len(shape) or any(want is not None and want != got for want, got in zip(shape, tensor.shape)):
+    if tensor.ndim != len(shape) or any(
+        want is not None and want != got for want, got in zip(shape, tensor.shape, strict=True)
+    ):
         wanted = ", ".join("any" if s is None else str(s) for s in shape)
         raise ConfigError(f"{op}: {name} has shape {tuple(tensor.shape)}; it must be ({letters}) = ({wanted}).")
 
@@ -61,8 +63,8 @@ def carry_states(update: Tensor, decay: Tensor, initial: Tensor) -> tuple[Tensor
     Returns:
         states (B, n, ...) before each chunk, and the state (B, ...) after the last.
 
-    A loop over chunks is one pass over memory. Past 64 chunks it runs over blocks of about sqrt(n) chunks, all blocks at
-    once, then over the blocks, so that the number of steps (and the graph that torch.compile unrolls) stays small.
+    A loop over chunks is one pass over memory. Past 64 chunks it runs over blocks of about sqrt(n) chunks, all blocks
+    at once, then over the blocks, so that the number of steps (and the graph that torch.compile unrolls) stays small.
     """
     chunks = update.shape[1]
     if chunks <= 64:

@@ -11,6 +11,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..errors import ConfigError
+from .interpreter import vectorize_scans
+
+vectorize_scans()
 
 CHUNK = 64  # C: a tile of C x C scores is four (16 x 16) blocks per warp with four warps
 LARGEST_KEY = 256  # the state of a program, K x 64 in float32, must fit its registers

@@ -1,7 +1,7 @@
 """The (gated) delta rule: a state that overwrites what it holds under a key, by matrix products over chunks.
 
-DeltaNet: Schlag et al., 2021, arXiv:2102.11174; in parallel over the length: Yang et al., 2024, arXiv:2406.06484; with a
-gate per head: Yang et al., 2024, "Gated Delta Networks", arXiv:2412.06464.
+DeltaNet: Schlag et al., 2021, arXiv:2102.11174; in parallel over the length: Yang et al., 2024, arXiv:2406.06484; with
+a gate per head: Yang et al., 2024, "Gated Delta Networks", arXiv:2412.06464.
 
 Axis letters: B batch, L length, H heads, K key size, V value size.
 """

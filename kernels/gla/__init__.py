@@ -62,9 +62,11 @@ def gla(
     check_shape("gla", "g", g, (batch, length, heads, keys), "B, L, H, K")
     check_shape("gla", "initial_state", initial_state, (batch, heads, keys, size), "B, H, K, V")
     check_documents("gla", document_ids, batch, length)
-    chosen = choose_backend("gla", backend, q, k, v, g, initial_state, document_ids, available=("eager", "reference"))
+    chosen = choose_backend("gla", backend, q, k, v, g, initial_state, document_ids)
     if v.numel() == 0 or chosen == "reference":
         from .reference import gla_reference as run
+    elif chosen == "triton":
+        from .triton import gla_triton as run
     else:
         from .eager import gla_eager as run
     scale = keys**-0.5 if scale is None else float(scale)
