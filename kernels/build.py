@@ -3,11 +3,11 @@
     python -m mixerzoo.kernels.build [--arch sm_90 gfx942 ...] [--only OP or OP.CASE ...] [--default] [--jobs N]
 
 Triton needs a driver only to ask for its target and to launch. The driver here knows a target and launches nothing, so
-running the cases (`kernels/<op>/cases.py`) on CPU tensors compiles whatever they would launch, with every autotune config
-(`--default`: the first of each list). Printed are registers, spills (bytes of local memory of a thread; on AMD, spilled
-registers), shared memory, and the matrix instructions in the code. The exit status is 1 when a kernel does not compile,
-needs more shared memory than the chip has, spills in its default config, or multiplies 16-bit matrices without matrix
-instructions.
+running the cases (`kernels/<op>/cases.py`) on CPU tensors compiles whatever they would launch, with every autotune
+config (`--default`: the first of each list). Printed are registers, spills (bytes of local memory of a thread; on AMD,
+spilled registers), shared memory, and the matrix instructions in the code. The exit status is 1 when a kernel does not
+compile, needs more shared memory than the chip has, spills in its default config, or multiplies 16-bit matrices without
+matrix instructions.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 from ..errors import ConfigError, unknown
 from .discovery import Case, find_cases
 
-# bytes of shared memory that one program may take: CUDA C Programming Guide, table of compute capabilities; AMD: the LDS
+# bytes of shared memory that one program may take: CUDA C Programming Guide, compute capabilities; AMD: the LDS
 SHARED_MEMORY = {"sm_80": 166912, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}
 
 MATRIX_INSTRUCTIONS = {

@@ -1,11 +1,16 @@
-"""Makes Triton's interpreter fast enough for tests.
+"""What Triton's interpreter (looked at in Triton 3.8) lacks for tests.
 
-The interpreter (of Triton 3.8) evaluates `tl.associative_scan` with a custom combine function one number at a time,
-about 0.2 ms each: a scan over a tile of 64 x 64 takes a second. `vectorize_scans` replaces that loop by one over
-positions of the scanned axis, each for all lines at once. The combine function sees the same operands in the same order.
+*Speed.* It evaluates `tl.associative_scan` with a custom combine function one number at a time, about 0.2 ms each: a
+scan over a tile of 64 x 64 takes a second. `vectorize_scans` replaces that loop by one over positions of the scanned
+axis, each for all lines at once. The combine function sees the same operands in the same order.
+
+*Order of imports.* `TRITON_INTERPRET=1` counts when a kernel is defined; but parts of `tl` (zeros, sum, sigmoid ...)
+are kernels, too, defined when triton is imported, which torchvision does. `interpret_standard_library` turns them over.
 """
 
 from __future__ import annotations
+
+import sys
 
 import numpy as np
 import triton
@@ -33,3 +38,17 @@ def _generic_scan(self, operands):
             result[i] = value.handle.data
         accumulated = current
     return [self.to_tensor(np.moveaxis(r, 0, self.axis), x.dtype) for r, x in zip(results, operands, strict=True)]
+
+
+def interpret_standard_library() -> None:
+    """Make `TRITON_INTERPRET=1` work although it was set after triton was imported, but before our kernels were."""
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpretedFunction
+    from triton.runtime.jit import JITFunction
+
+    interpreted: dict[int, InterpretedFunction] = {}
+    owners = [m for name, m in list(sys.modules.items()) if name.split(".")[:2] == ["triton", "language"]]
+    for owner in [*owners, tl.tensor]:
+        for name, value in list(vars(owner).items()):
+            if isinstance(value, JITFunction):
+                setattr(owner, name, interpreted.setdefault(id(value), InterpretedFunction(value.fn)))

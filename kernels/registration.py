@@ -23,8 +23,7 @@ launch. Keep them small (a second in the interpreter). `case_NAME.matmul = True`
 matrix instructions (or a tuple of the kernels' names that must). `cases.py` may define `roofline() -> list[Cost]`
 (`costs.py`) for real model sizes: the table in `docs/kernels.md` is made of these.
 
-*Tests.* See `tests/kernels/utils.py`. Triton runs in its interpreter there: `TRITON_INTERPRET=1` must be set before
-triton is imported, which `tests/conftest.py` does.
+*Tests.* See `tests/kernels/utils.py`. Triton runs in its interpreter there (`tests/conftest.py`).
 """
 
 from __future__ import annotations

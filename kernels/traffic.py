@@ -2,9 +2,10 @@
 
     python -m mixerzoo.kernels.traffic [--only OP or OP.CASE ...] [--json] [--check]
 
-Runs the cases of `kernels/<op>/cases.py`. Counted are the bytes that the programs ask for, each time they do and before any
-cache, save masked-out elements, and the flops of `tl.dot`. They stand against the compulsory bytes that the case states
-(each input, output and gradient once) and its minimal matmul flops. An autotuned kernel runs with its first config.
+Runs the cases of `kernels/<op>/cases.py`. Counted are the bytes that the programs ask for, each time they do and before
+any cache, save masked-out elements, and the flops of `tl.dot`. They stand against the compulsory bytes that the case
+states (each input, output and gradient once) and its minimal matmul flops. An autotuned kernel runs with its first
+config.
 `--check` compares with the figures in `docs/kernels.md` and exits with 1 when one has grown.
 """
 
@@ -200,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _interpreted() -> None:
-    """Start over with `TRITON_INTERPRET=1`: triton reads it when it is imported, and importing torchvision does that."""
+    """Start over with `TRITON_INTERPRET=1`: triton reads it when it is imported, which torchvision does."""
     if os.environ.get("TRITON_INTERPRET") != "1":
         command = [sys.executable, "-m", __spec__.name, *sys.argv[1:]]
         sys.exit(subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}).returncode)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import torch
 
-# Before any test module: triton reads this when it is imported, and mixerzoo imports it (through torchvision).
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+if not torch.cuda.is_available() and os.environ.setdefault("TRITON_INTERPRET", "1") == "1" and "triton" in sys.modules:
+    # pytest has imported the package above this folder, and with it triton
+    from mixerzoo.kernels.interpreter import interpret_standard_library
+
+    interpret_standard_library()

@@ -67,7 +67,9 @@ def error(ours: Tensor, theirs: Tensor) -> float:
     if not ours.numel():
         return 0.0
     wide = torch.complex128 if ours.is_complex() else torch.float64
-    e = (ours.to(wide) - theirs.to(wide)).abs().max() / theirs.abs().max().double().clamp_min(1e-30)
+    e = (
+        ours.detach().to(wide) - theirs.detach().to(wide)
+    ).abs().max() / theirs.detach().abs().max().double().clamp_min(1e-30)
     return float(e) if torch.isfinite(e) else float("inf")
 
 
