@@ -7,7 +7,6 @@ Axis letters: B batch, N tokens, C channels, H height, W width, K side of a kern
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby, pairwise
 from typing import Literal
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..kernels import shift
 from .base import Mixer
-from .grid_mixing import to_front
+from .grid_mixing import renamed, to_front
 
 
 class Shift(Mixer, name="shift"):
@@ -147,55 +146,44 @@ class MixShift(Mixer, name="mix_shift"):
             raise ConfigError(f"mixer.mix_size: {list(mix_size)} must be odd and positive.")
         if dim < groups:
             raise ConfigError(f"mixer.shift_dist: {groups} groups of {dim} channels.")
-        width = -(-dim // groups)
-        self.chunks = width * (groups - 1) < dim
         self.backend = backend
         self.shift_dist = list(shift_dist)
-        even = [dim // groups + (i < dim % groups) for i in range(groups)]
-        self.sizes = sizes = [min(width, dim - i * width) for i in range(groups)] if self.chunks else even
-        # neighbouring groups with equal kernels are one convolution
-        runs = [(k, sum(s for _, s in run)) for k, run in groupby(zip(mix_size, sizes, strict=True), lambda g: g[0])]
-        self.widths = [w for _, w in runs]
-        self.horizontal = nn.ModuleList(nn.Conv2d(w, w, k, padding=k // 2, groups=w) for k, w in runs)
-        self.vertical = nn.ModuleList(nn.Conv2d(w, w, k, padding=k // 2, groups=w) for k, w in runs)
+        width = -(-dim // groups)
+        if width * (groups - 1) < dim:
+            self.sizes = [min(width, dim - i * width) for i in range(groups)]
+        else:
+            self.sizes = [dim // groups + (i < dim % groups) for i in range(groups)]
+        shapes = list(zip(self.sizes, mix_size, strict=True))
+        self.horizontal = nn.ModuleList(nn.Conv2d(w, w, k, padding=k // 2, groups=w) for w, k in shapes)
+        self.vertical = nn.ModuleList(nn.Conv2d(w, w, k, padding=k // 2, groups=w) for w, k in shapes)
 
     def reset_parameters(self) -> None:
         for conv in (*self.horizontal, *self.vertical):
             conv.reset_parameters()
 
-    def _roll(self, x: Tensor, offsets: list[list[int]]) -> Tensor:
-        """Every group by its offset, around the border."""
-        if self.chunks:
-            return shift(x, offsets, padding="wrap", backend=self.backend)
-        groups = zip(x.split(self.sizes, -1), offsets, strict=True)
-        return torch.cat([shift(part, [d], padding="wrap", backend=self.backend) for part, d in groups], -1)
-
     def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
         self.check_grid(x)
         if mask is not None:
             x = x.masked_fill(~mask.unsqueeze(-1), 0.0)
-        total = None
-        for convs, axis in ((self.horizontal, 1), (self.vertical, 0)):
-            offsets = [[d * (axis == 0), d * (axis == 1)] for d in self.shift_dist]
-            rolled = self._roll(x, offsets).permute(0, 3, 1, 2)
-            parts = [conv(part) for conv, part in zip(convs, rolled.split(self.widths, 1), strict=True)]
-            y = torch.cat(parts, 1)
-            total = y if total is None else total + y
-        return total.permute(0, 2, 3, 1)  # type: ignore[union-attr]
+        mixed = []
+        # group by group: the rolled group is contiguous, which a slice of the channels would not be for a convolution
+        for i, part in enumerate(x.split(self.sizes, -1)):
+            distance = self.shift_dist[i]
+            along_width = self._mix(self.horizontal[i], part, [0, distance])
+            mixed.append(along_width + self._mix(self.vertical[i], part, [distance, 0]))
+        return torch.cat(mixed, -1)
+
+    def _mix(self, conv: nn.Module, part: Tensor, offset: list[int]) -> Tensor:
+        """A channel group rolled around the border, then convolved."""
+        rolled = shift(part, [offset], padding="wrap", backend=self.backend)
+        if conv.weight.shape[-1] == 1:  # a scale and a shift for each channel, without a convolution's set-up
+            return torch.addcmul(conv.bias, rolled, conv.weight.flatten())
+        return conv(rolled.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
     @classmethod
     def convert_official(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The official `dwconv_lr` and `dwconv_td` of a block, with one convolution for every group."""
-        converted: dict[str, Tensor] = {}
-        for theirs, ours in (("dwconv_lr", "horizontal"), ("dwconv_td", "vertical")):
-            groups = sum(k.startswith(f"{theirs}.") and k.endswith(".weight") for k in state_dict)
-            sides = [state_dict[f"{theirs}.{i}.weight"].shape[-1] for i in range(groups)]
-            cuts = [0, *(i for i in range(1, groups) if sides[i] != sides[i - 1]), groups]
-            for run, (start, stop) in enumerate(pairwise(cuts)):
-                for name in ("weight", "bias"):
-                    parts = [state_dict[f"{theirs}.{i}.{name}"] for i in range(start, stop)]
-                    converted[f"{ours}.{run}.{name}"] = torch.cat(parts)
-        return converted
+        """The official `dwconv_lr` and `dwconv_td` of a block."""
+        return renamed(state_dict, {"dwconv_lr.": "horizontal.", "dwconv_td.": "vertical."})
 
     def extra_repr(self) -> str:
         return f"shift_dist={self.shift_dist}"
