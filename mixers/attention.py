@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..kernels.pointwise import linear
 from .base import Mixer
 from .kv_cache import KeyValueCache, Rule, append, attend, bias_of, extend, weigh
 from .positions import alibi_slopes, padding_last, positions_in_segment, put_back, reorder, rotate, segments
@@ -141,7 +142,7 @@ class Attention(Mixer, name="attention"):
     def project(self, tokens: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, N, H, D), keys and values (B, N, G, D) of tokens (B, N, C), with their positions applied."""
         groups = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
-        q, k, v = self.qkv(tokens).unflatten(-1, (-1, self.head_dim)).split(groups, -2)
+        q, k, v = linear(tokens, self.qkv.weight, self.qkv.bias).unflatten(-1, (-1, self.head_dim)).split(groups, -2)
         q, k = self.q_norm(q), self.k_norm(k)
         if self.position == "rotary":
             if positions is None:
@@ -171,7 +172,7 @@ class Attention(Mixer, name="attention"):
             segment, valid = torch.where(valid, segment, -1), None
         q, k, v = self.project(tokens, positions)
         y = attend(q, k, v, rule, form=self.form, positions=positions, segment=segment, valid=valid)
-        y = self.proj(y.flatten(2))
+        y = linear(y.flatten(2), self.proj.weight, self.proj.bias)
         if order is not None:
             y = put_back(y, order)
         return y.reshape(*x.shape[:-1], -1)
@@ -229,7 +230,7 @@ class Attention(Mixer, name="attention"):
                 q, keys, values, rule,
                 form=self.form, positions=positions, key_positions=key_positions, valid=key_positions >= 0,
             )  # fmt: skip
-        y = self.proj(y.flatten(2))
+        y = linear(y.flatten(2), self.proj.weight, self.proj.bias)
         return (y if order is None else put_back(y, order)), extend(state, k, v, rule, added)
 
     @classmethod

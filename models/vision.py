@@ -180,14 +180,14 @@ class VisionBackbone(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None, reset_other: bool = False) -> None:
         """A fresh classifier; `global_pool` also changes the pooling, `reset_other` removes the head's norm."""
         self.num_classes = num_classes
-        device = next(self.parameters()).device
+        like = next(self.parameters())
         if global_pool is not None:
             self.head.set_pool(global_pool)
         if reset_other:
             self.head.norm = None
         self.head.reset(num_classes)
         init_weights(self.head)
-        self.head.to(device)
+        self.head.to(device=like.device, dtype=like.dtype)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks in backward: less memory for about a third more time."""
