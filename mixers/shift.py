@@ -7,7 +7,7 @@ Axis letters: B batch, N tokens, C channels, H height, W width, K side of a kern
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -159,7 +159,7 @@ class MixShift(Mixer, name="mix_shift"):
 
     def reset_parameters(self) -> None:
         for conv in (*self.horizontal, *self.vertical):
-            conv.reset_parameters()
+            cast(nn.Conv2d, conv).reset_parameters()
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
         self.check_grid(x)
@@ -169,14 +169,15 @@ class MixShift(Mixer, name="mix_shift"):
         # group by group: the rolled group is contiguous, which a slice of the channels would not be for a convolution
         for i, part in enumerate(x.split(self.sizes, -1)):
             distance = self.shift_dist[i]
-            along_width = self._mix(self.horizontal[i], part, [0, distance])
-            mixed.append(along_width + self._mix(self.vertical[i], part, [distance, 0]))
+            along_width = self._mix(cast(nn.Conv2d, self.horizontal[i]), part, [0, distance])
+            mixed.append(along_width + self._mix(cast(nn.Conv2d, self.vertical[i]), part, [distance, 0]))
         return torch.cat(mixed, -1)
 
-    def _mix(self, conv: nn.Module, part: Tensor, offset: list[int]) -> Tensor:
+    def _mix(self, conv: nn.Conv2d, part: Tensor, offset: list[int]) -> Tensor:
         """A channel group rolled around the border, then convolved."""
         rolled = shift(part, [offset], padding="wrap", backend=self.backend)
         if conv.weight.shape[-1] == 1:  # a scale and a shift for each channel, without a convolution's set-up
+            assert conv.bias is not None
             return torch.addcmul(conv.bias, rolled, conv.weight.flatten())
         return conv(rolled.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 

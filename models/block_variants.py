@@ -70,6 +70,9 @@ class SelfResidualBlock(nn.Module):
     Args:
         dim, mixer, norm, channel_mixer, layer_scale, res_scale, drop_path, key: as of `MetaFormerBlock`; the scales
             belong to the channel half.
+
+    Raises:
+        ConfigError: a mixer that does not carry its residual (an attribute `residual` that is true).
     """
 
     def __init__(
@@ -85,6 +88,11 @@ class SelfResidualBlock(nn.Module):
         key: str = "block",
     ) -> None:
         super().__init__()
+        if not getattr(mixer, "residual", False):
+            raise ConfigError(
+                f'{key}: the block "self_residual" has no residual around the mixer "{mixer.name}", which has none of '
+                'its own either; use block="metaformer", or a mixer such as {name: raft, residual: true}.'
+            )
         self.mixer = mixer
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.channel_mixer = None

@@ -451,6 +451,8 @@ def test_blocks_refuse_what_does_not_fit() -> None:
         create_model("mixer_s16", block={"name": "metaformer", "shared_norm": True, "channel_norm": "none"})
     with pytest.raises(ConfigError, match="double"):
         create_model("stripmlp_tiny", dims=[8, 16, 32, 48], image_size=64)
+    with pytest.raises(ConfigError, match="no residual"):
+        create_model("raftmlp_s", mixer="attention")
     with pytest.raises(ConfigError, match="kernels"):
         create_model("raftmlp_s", stem={"name": "multi_scale", "kernels": [4, 7]})
 
