@@ -67,11 +67,11 @@ def delta_rule(
     check_shape("delta_rule", "g", g, (batch, length, heads), "B, L, H")
     check_shape("delta_rule", "initial_state", initial_state, (batch, heads, keys, size), "B, H, K, V")
     check_documents("delta_rule", document_ids, batch, length)
-    chosen = choose_backend(
-        "delta_rule", backend, q, k, v, beta, g, initial_state, document_ids, available=("eager", "reference")
-    )
+    chosen = choose_backend("delta_rule", backend, q, k, v, beta, g, initial_state, document_ids)
     if v.numel() == 0 or chosen == "reference":
         from .reference import delta_rule_reference as run
+    elif chosen == "triton":
+        from .triton import delta_rule_triton as run
     else:
         from .eager import delta_rule_eager as run
     scale = keys**-0.5 if scale is None else float(scale)

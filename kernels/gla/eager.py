@@ -1,10 +1,10 @@
 """The chunked form of `gla` in PyTorch.
 
 Inside a chunk the score of a query at t with a key at s is sum_k q_t k_s exp(G_t - G_s), G the summed log decay, with
-one decay per key channel: no factor exp(-G_s) may be split off, as it overflows. So pairs are sorted by the bit in which t
-and s first differ: at that level both lie in one block of 2 h tokens, s in its first half and t in its second, and the
-decay splits at the middle into two factors <= 1. Every level is one product of matrices, with its own sums of g, and
-nothing is ever a difference of large sums.
+one decay per key channel: no factor exp(-G_s) may be split off, as it overflows. So pairs are sorted by the bit in
+which t and s first differ: at that level both lie in one block of 2 h tokens, s in its first half and t in its second,
+and the decay splits at the middle into two factors <= 1. Every level is one product of matrices, with its own sums of
+g, and nothing is ever a difference of large sums.
 
 Axis letters: B batch, L length, H heads, K key size, V value size, n chunks, c tokens of a chunk, h tokens of a half.
 """

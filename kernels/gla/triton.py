@@ -284,7 +284,7 @@ def _states(
     batch, length, heads, size = v.shape
     keys = k.shape[3]
     starts = v.new_empty(batch, heads, triton.cdiv(length, CHUNK), keys, size)
-    _states_kernel[batch * heads, triton.cdiv(keys, 64), triton.cdiv(size, 64)](
+    _states_kernel[batch * heads, triton.cdiv(keys, block(keys, 64)), triton.cdiv(size, 64)](
         k, v, g, given(index, v), given(initial, v), starts, given(final, v),
         length, heads, *strides(k), *strides(v), *strides(g),
         HAS_INITIAL=initial is not None, HAS_FINAL=final is not None, num_stages=3, **_constants(k, v, index),
@@ -297,11 +297,12 @@ def _product(
 ):
     """y of x = v and the states before, or dv of x = dy and the gradients of the states after."""
     batch, length, heads, size = x.shape
+    keys = k.shape[3]
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     _product_kernel[batch * heads * triton.cdiv(length, CHUNK), triton.cdiv(size, 64)](
         q, k, x, g, given(index, x), states, y,
         scale, length, heads, *strides(q), *strides(k), *strides(x), *strides(g),
-        LEVELS=LEVELS, BACKWARD=back, num_stages=2, **_constants(k, x, index),
+        LEVELS=LEVELS, BACKWARD=back, num_stages=1, **_constants(k, x, index) | {"BLOCK_K": block(keys, 32)},
     )  # fmt: skip
     return y
 
@@ -340,16 +341,16 @@ def _backward(
     starts = _states(k, v, g, initial, index, None)
     d_ends = torch.empty_like(starts)
     constants = _constants(k, v, index)
-    _state_gradients_kernel[batch * heads, triton.cdiv(keys, 64), triton.cdiv(size, 64)](
+    _state_gradients_kernel[batch * heads, triton.cdiv(keys, block(keys, 64)), triton.cdiv(size, 64)](
         q, dy, g, given(index, v), given(d_final, v), d_ends, d_initial,
         scale, length, heads, *strides(q), *strides(dy), *strides(g),
         HAS_FINAL=d_final is not None, HAS_INITIAL=initial is not None, num_stages=3, **constants,
     )  # fmt: skip
     dv = _product(q, k, dy, g, scale, index, d_ends, True)
-    _gradients_kernel[batch * heads * triton.cdiv(length, CHUNK), triton.cdiv(keys, 64)](
+    _gradients_kernel[batch * heads * triton.cdiv(length, CHUNK), triton.cdiv(keys, 32)](
         q, k, v, g, given(index, v), dy, starts, d_ends, dq, dk, dg,
         scale, length, heads, *strides(q), *strides(k), *strides(v), *strides(g), *strides(dy),
-        LEVELS=LEVELS, num_stages=1, **constants | {"BLOCK_V": block(size, 32)},
+        LEVELS=LEVELS, num_stages=1, **constants | {"BLOCK_K": block(keys, 32), "BLOCK_V": block(size, 32)},
     )  # fmt: skip
     return dq, dk, dv, dg, d_initial
 

@@ -1,0 +1,415 @@
+"""The Triton path of `delta_rule`: chunked scans on matrix units, in the WY form that `eager.py` explains.
+
+Three launches forward: the inverses of the triangular systems of all chunks; the states before every chunk together
+with the corrected values, sequentially; the outputs of all chunks, by the kernel of `ssd` with the corrected values for
+values. Backward these two are computed again, then the gradients of states and of the corrected values, backwards, then
+all other gradients, parallel over chunks.
+
+B batch, L length, H heads, K key size, V value size, C tokens of a chunk, n chunks.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..documents import document_index
+from ..registration import register_op
+from ..ssd.triton import _output_kernel
+from ..tiles import (
+    block,
+    check_sizes,
+    dot,
+    given,
+    load_column,
+    load_documents,
+    load_tile,
+    precision,
+    rows,
+    store_tile,
+    strides,
+)
+
+CHUNK = 32  # C: the gradients of a chunk need some ten tiles at a time
+LEVELS = 5  # log2(C)
+
+
+@triton.jit
+def _solve_kernel(
+    k, beta, g, index, inverse,
+    length, heads, k_b, k_t, k_h, beta_b, beta_t, beta_h, g_b, g_t, g_h,
+    K: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, LEVELS: tl.constexpr,
+    HAS_G: tl.constexpr, HAS_INDEX: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """inverse (B, H, n, C, C) of 1 + A, A[t, s] = beta_t exp(G_t - G_s) k_t . k_s for s < t."""
+    chunks = tl.cdiv(length, C)
+    chunk = tl.program_id(0) % chunks
+    h = tl.program_id(0) // chunks % heads
+    b = tl.cast(tl.program_id(0) // chunks // heads, tl.int64)
+    row = tl.arange(0, C)
+    start = chunk * C
+    wide = tl.cast(start, tl.int64)
+    left = length - start
+    gram = tl.zeros([C, C], tl.float32)
+    for j in range(tl.cdiv(K, BLOCK_K)):
+        key = j * BLOCK_K + tl.arange(0, BLOCK_K)
+        k_tile = load_tile(k + b * k_b + wide * k_t + h * k_h, k_t, row, left, key, K)
+        gram = dot(k_tile, tl.trans(k_tile), PRECISION, gram)
+    rate = load_column(beta + b * beta_b + wide * beta_t + h * beta_h, beta_t, row, left, True, 1.0)
+    total = tl.cumsum(load_column(g + b * g_b + wide * g_t + h * g_h, g_t, row, left, HAS_G, 0.0), 0)
+    seen = row[:, None] > row[None, :]
+    if HAS_INDEX:
+        here, _, _ = load_documents(index + b * length, start, row, length, C)
+        seen &= here[:, None] == here[None, :]
+    system = gram * rate[:, None] * tl.exp(tl.where(seen, total[:, None] - total[None, :], float("-inf")))
+    # Inverses of blocks of twice the rows from those of their halves: as stable as forward substitution.
+    solved = tl.where(row[:, None] == row[None, :], 1.0, 0.0)
+    for level in tl.static_range(LEVELS):
+        half = row // (1 << level)
+        pairs = (half[:, None] == half[None, :] + 1) & (half % 2 == 1)[:, None]
+        solved -= dot(dot(solved, tl.where(pairs, system, 0.0), PRECISION), solved, PRECISION)
+    store_tile(inverse + ((b * heads + h) * chunks + chunk) * C * C, C, row, C, row, C, solved)
+
+
+@triton.jit
+def _states_kernel(
+    k, v, beta, g, index, inverse, initial, starts, corrected, final,
+    length, heads, k_b, k_t, k_h, v_b, v_t, v_h, beta_b, beta_t, beta_h, g_b, g_t, g_h,
+    K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
+    HAS_G: tl.constexpr, HAS_INDEX: tl.constexpr, HAS_INITIAL: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """starts (B, H, n, K, V): states before every chunk; corrected (B, L, H, V) values; final (B, H, K, V)."""
+    b = tl.cast(tl.program_id(0) // heads, tl.int64)
+    h = tl.program_id(0) % heads
+    row = tl.arange(0, C)
+    key = tl.arange(0, BLOCK_K)
+    col = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
+    chunks = tl.cdiv(length, C)
+    starts += (b * heads + h) * chunks * K * V
+    inverse += (b * heads + h) * chunks * C * C
+    state = tl.zeros([BLOCK_K, BLOCK_V], tl.float32)
+    if HAS_INITIAL:
+        state += load_tile(initial + (b * heads + h) * K * V, V, key, K, col, V)
+    for i in range(chunks):
+        start = i * C
+        wide = tl.cast(start, tl.int64)
+        left = length - start
+        store_tile(starts + tl.cast(i, tl.int64) * K * V, V, key, K, col, V, state)
+        k_tile = load_tile(k + b * k_b + wide * k_t + h * k_h, k_t, row, left, key, K)
+        v_tile = load_tile(v + b * v_b + wide * v_t + h * v_h, v_t, row, left, col, V)
+        solved = load_tile(inverse + wide * C, C, row, C, row, C)
+        rate = load_column(beta + b * beta_b + wide * beta_t + h * beta_h, beta_t, row, left, True, 1.0)
+        step = load_column(g + b * g_b + wide * g_t + h * g_h, g_t, row, left, HAS_G, 0.0)
+        until = tl.exp(tl.cumsum(step, 0))
+        after = tl.exp(tl.cumsum(step, 0, reverse=True) - step)
+        passed = tl.exp(tl.sum(step, 0))
+        if HAS_INDEX:
+            here, before, last = load_documents(index + b * length, start, row, length, C)
+            until = tl.where(here == before, until, 0.0)
+            after = tl.where(here == last, after, 0.0)
+            passed = tl.where(before == last, passed, 0.0)
+        answer = dot(k_tile, state.to(k_tile.dtype), PRECISION)
+        wrong = (rate[:, None] * (v_tile - until[:, None] * answer)).to(k_tile.dtype)
+        new = dot(solved, wrong, PRECISION)
+        store_tile(corrected + ((b * length + start) * heads + h) * V, heads * V, row, left, col, V, new)
+        weighted = (new * after[:, None]).to(k_tile.dtype)
+        state = dot(tl.trans(k_tile), weighted, PRECISION, state * passed)
+    store_tile(final + (b * heads + h) * K * V, V, key, K, col, V, state)
+
+
+@triton.jit
+def _state_gradients_kernel(
+    q, k, beta, g, index, dy, inverse, d_final, d_ends, d_wrong, d_initial,
+    scale, length, heads,
+    q_b, q_t, q_h, k_b, k_t, k_h, beta_b, beta_t, beta_h, g_b, g_t, g_h, dy_b, dy_t, dy_h,
+    K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
+    HAS_G: tl.constexpr, HAS_INDEX: tl.constexpr, HAS_FINAL: tl.constexpr, HAS_INITIAL: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """d_ends (B, H, n, K, V): gradients of the states after every chunk; d_initial (B, H, K, V).
+
+    d_wrong (B, L, H, V): gradients of beta_t (v_t - what the state before the chunk answers), the systems' right sides.
+    """
+    b = tl.cast(tl.program_id(0) // heads, tl.int64)
+    h = tl.program_id(0) % heads
+    row = tl.arange(0, C)
+    key = tl.arange(0, BLOCK_K)
+    col = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
+    chunks = tl.cdiv(length, C)
+    d_ends += (b * heads + h) * chunks * K * V
+    inverse += (b * heads + h) * chunks * C * C
+    d_state = tl.zeros([BLOCK_K, BLOCK_V], tl.float32)
+    if HAS_FINAL:
+        d_state += load_tile(d_final + (b * heads + h) * K * V, V, key, K, col, V)
+    for i in range(chunks):
+        chunk = chunks - 1 - i
+        start = chunk * C
+        wide = tl.cast(start, tl.int64)
+        left = length - start
+        store_tile(d_ends + tl.cast(chunk, tl.int64) * K * V, V, key, K, col, V, d_state)
+        q_tile = load_tile(q + b * q_b + wide * q_t + h * q_h, q_t, row, left, key, K)
+        k_tile = load_tile(k + b * k_b + wide * k_t + h * k_h, k_t, row, left, key, K)
+        dy_tile = load_tile(dy + b * dy_b + wide * dy_t + h * dy_h, dy_t, row, left, col, V)
+        solved = load_tile(inverse + wide * C, C, row, C, row, C)
+        rate = load_column(beta + b * beta_b + wide * beta_t + h * beta_h, beta_t, row, left, True, 1.0)
+        step = load_column(g + b * g_b + wide * g_t + h * g_h, g_t, row, left, HAS_G, 0.0)
+        total = tl.cumsum(step, 0)
+        until = tl.exp(total)
+        after = tl.exp(tl.cumsum(step, 0, reverse=True) - step)
+        passed = tl.exp(tl.sum(step, 0))
+        seen = row[:, None] <= row[None, :]  # (key, query)
+        if HAS_INDEX:
+            here, before, last = load_documents(index + b * length, start, row, length, C)
+            seen &= here[:, None] == here[None, :]
+            until = tl.where(here == before, until, 0.0)
+            after = tl.where(here == last, after, 0.0)
+            passed = tl.where(before == last, passed, 0.0)
+        decay = tl.exp(tl.where(seen, total[None, :] - total[:, None], float("-inf"))) * scale
+        scores = (dot(k_tile, tl.trans(q_tile), PRECISION) * decay).to(k_tile.dtype)
+        d_new = dot(k_tile, d_state.to(k_tile.dtype), PRECISION) * after[:, None]
+        d_new = dot(scores, dy_tile, PRECISION, d_new)
+        wrong = dot(tl.trans(solved), d_new.to(k_tile.dtype), PRECISION)
+        store_tile(d_wrong + ((b * length + start) * heads + h) * V, heads * V, row, left, col, V, wrong)
+        weighted = (dy_tile * (until * scale)[:, None]).to(k_tile.dtype)
+        d_state = dot(tl.trans(q_tile), weighted, PRECISION, d_state * passed)
+        weighted = (wrong * (-rate * until)[:, None]).to(k_tile.dtype)
+        d_state = dot(tl.trans(k_tile), weighted, PRECISION, d_state)
+    if HAS_INITIAL:
+        store_tile(d_initial + (b * heads + h) * K * V, V, key, K, col, V, d_state)
+
+
+@triton.jit
+def _gradients_kernel(
+    q, k, v, beta, g, index, dy, starts, corrected, d_ends, d_wrong, dq, dk, dv, dbeta, dg,
+    scale, length, heads,
+    q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, beta_b, beta_t, beta_h, g_b, g_t, g_h, dy_b, dy_t, dy_h,
+    K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
+    HAS_G: tl.constexpr, HAS_INDEX: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradients of all inputs of one chunk."""
+    chunks = tl.cdiv(length, C)
+    chunk = tl.program_id(0) % chunks
+    h = tl.program_id(0) // chunks % heads
+    b = tl.cast(tl.program_id(0) // chunks // heads, tl.int64)
+    row = tl.arange(0, C)
+    key = tl.arange(0, BLOCK_K)
+    start = chunk * C
+    wide = tl.cast(start, tl.int64)
+    left = length - start
+    q_tile = load_tile(q + b * q_b + wide * q_t + h * q_h, q_t, row, left, key, K)
+    k_tile = load_tile(k + b * k_b + wide * k_t + h * k_h, k_t, row, left, key, K)
+    rate = load_column(beta + b * beta_b + wide * beta_t + h * beta_h, beta_t, row, left, True, 1.0)
+    step = load_column(g + b * g_b + wide * g_t + h * g_h, g_t, row, left, HAS_G, 0.0)
+    total = tl.cumsum(step, 0)
+    until = tl.exp(total)
+    after = tl.exp(tl.cumsum(step, 0, reverse=True) - step)
+    passed = tl.exp(tl.sum(step, 0))
+    seen = row[:, None] >= row[None, :]
+    if HAS_INDEX:
+        here, before, last = load_documents(index + b * length, start, row, length, C)
+        seen &= here[:, None] == here[None, :]
+        until = tl.where(here == before, until, 0.0)
+        after = tl.where(here == last, after, 0.0)
+        passed = tl.where(before == last, passed, 0.0)
+    states = ((b * heads + h) * chunks + chunk) * K * V
+    values = ((b * length + start) * heads + h) * V
+    d_scores = tl.zeros([C, C], tl.float32)
+    d_system = tl.zeros([C, C], tl.float32)
+    d_read = tl.zeros([C, BLOCK_K], tl.float32)
+    dk_tile = tl.zeros([C, BLOCK_K], tl.float32)
+    d_rate = tl.zeros([C], tl.float32)
+    arrived = tl.zeros([C], tl.float32)  # products of what each token reads from the state with its gradients
+    sent = tl.zeros([C], tl.float32)  # products of each update with the gradient of the state after the chunk
+    across = tl.zeros([BLOCK_K], tl.float32)  # product of the state before with the gradient of the state after
+    for j in range(tl.cdiv(V, BLOCK_V)):
+        col = j * BLOCK_V + tl.arange(0, BLOCK_V)
+        v_tile = load_tile(v + b * v_b + wide * v_t + h * v_h, v_t, row, left, col, V)
+        dy_tile = load_tile(dy + b * dy_b + wide * dy_t + h * dy_h, dy_t, row, left, col, V)
+        new = load_tile(corrected + values, heads * V, row, left, col, V)
+        wrong = load_tile(d_wrong + values, heads * V, row, left, col, V)
+        state = load_tile(starts + states, V, key, K, col, V)
+        d_state = load_tile(d_ends + states, V, key, K, col, V)
+        across += tl.sum(state.to(tl.float32) * d_state.to(tl.float32), 1)
+        d_scores = dot(dy_tile, tl.trans(new), PRECISION, d_scores)
+        d_system = dot(wrong, tl.trans(new), PRECISION, d_system)
+        d_read = dot(dy_tile, tl.trans(state), PRECISION, d_read)
+        sent += tl.sum(dot(k_tile, d_state, PRECISION) * new, 1)
+        weighted = (new * after[:, None]).to(k_tile.dtype)
+        dk_tile = dot(weighted, tl.trans(d_state), PRECISION, dk_tile)
+        answer = dot(k_tile, state, PRECISION) * until[:, None]
+        d_rate += tl.sum(wrong * (v_tile - answer), 1)
+        d_answer = wrong * -rate[:, None]
+        arrived += tl.sum(d_answer * answer, 1)
+        dk_tile = dot((d_answer * until[:, None]).to(k_tile.dtype), tl.trans(state), PRECISION, dk_tile)
+        store_tile(dv + values, heads * V, row, left, col, V, -d_answer)
+    decay = tl.exp(tl.where(seen, total[:, None] - total[None, :], float("-inf")))
+    products = dot(q_tile, tl.trans(k_tile), PRECISION)
+    gram = dot(k_tile, tl.trans(k_tile), PRECISION)
+    earlier = row[:, None] > row[None, :]
+    d_products = d_scores * decay * scale
+    d_decayed = tl.where(earlier, -d_system * decay, 0.0)
+    d_rate += tl.sum(d_decayed * gram, 1)
+    d_gram = d_decayed * rate[:, None]
+    arrived += tl.sum(q_tile.to(tl.float32) * d_read, 1) * until * scale
+    dq_tile = dot(d_products.to(k_tile.dtype), k_tile, PRECISION, d_read * (until * scale)[:, None])
+    dk_tile = dot(tl.trans(d_products.to(k_tile.dtype)), q_tile, PRECISION, dk_tile)
+    dk_tile = dot(d_gram.to(k_tile.dtype), k_tile, PRECISION, dk_tile)
+    dk_tile = dot(tl.trans(d_gram.to(k_tile.dtype)), k_tile, PRECISION, dk_tile)
+    place = (b * length + start) * heads + h
+    store_tile(dq + place * K, heads * K, row, left, key, K, dq_tile)
+    store_tile(dk + place * K, heads * K, row, left, key, K, dk_tile)
+    tl.store(dbeta + place + row * heads, d_rate.to(dbeta.dtype.element_ty), row < left)
+    if HAS_G:
+        # A decay lies on the way from every earlier token (or the old state) to this and every later token (or the new
+        # state). Only the pairs inside the chunk are a difference of sums, of the same numbers.
+        flow = tl.where(earlier, d_products * products, 0.0) + d_gram * gram
+        arrived += tl.sum(flow, 1) - tl.sum(flow, 0)
+        sent *= after
+        dg_tile = tl.cumsum(arrived, 0, reverse=True) + tl.cumsum(sent, 0) - sent + passed * tl.sum(across, 0)
+        tl.store(dg + place + row * heads, dg_tile.to(dg.dtype.element_ty), row < left)
+
+
+# -- host code
+
+
+def _constants(k: Tensor, v: Tensor, g: Tensor | None, index: Tensor | None) -> dict:
+    keys, size = k.shape[-1], v.shape[-1]
+    return {
+        "K": keys, "V": size, "C": CHUNK, "BLOCK_K": block(keys), "BLOCK_V": block(size, 32),
+        "HAS_G": g is not None, "HAS_INDEX": index is not None, "PRECISION": precision(v.dtype), "num_warps": 4,
+    }  # fmt: skip
+
+
+def _states(
+    k: Tensor, v: Tensor, beta: Tensor, g: Tensor | None, initial: Tensor | None, index: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Inverses (B, H, n, C, C), states before every chunk, corrected values, and the last state."""
+    batch, length, heads, size = v.shape
+    keys = k.shape[3]
+    chunks = triton.cdiv(length, CHUNK)
+    constants = _constants(k, v, g, index)
+    inverse = v.new_empty(batch, heads, chunks, CHUNK, CHUNK)
+    _solve_kernel[batch * heads * chunks,](
+        k, beta, given(g, v), given(index, v), inverse,
+        length, heads, *strides(k), *strides(beta), *strides(g), LEVELS=LEVELS, num_stages=2,
+        **{n: c for n, c in constants.items() if n not in ("V", "BLOCK_V")} | {"BLOCK_K": block(keys, 64)},
+    )  # fmt: skip
+    starts = v.new_empty(batch, heads, chunks, keys, size)
+    corrected = torch.empty(v.shape, dtype=v.dtype, device=v.device)
+    final = v.new_empty(batch, heads, keys, size, dtype=torch.float32)
+    columns = block(size, 64 if keys <= 64 else 32)
+    _states_kernel[batch * heads, triton.cdiv(size, columns)](
+        k, v, beta, given(g, v), given(index, v), inverse, given(initial, v), starts, corrected, final,
+        length, heads, *strides(k), *strides(v), *strides(beta), *strides(g),
+        HAS_INITIAL=initial is not None, num_stages=2, **constants | {"BLOCK_V": columns},
+    )  # fmt: skip
+    return inverse, starts, corrected, final
+
+
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    g: Tensor | None,
+    scale: float,
+    initial: Tensor | None,
+    index: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    batch, length, heads, size = v.shape
+    q, k, v = rows(q), rows(k), rows(v)
+    initial = None if initial is None else initial.contiguous()
+    _, starts, corrected, final = _states(k, v, beta, g, initial, index)
+    y = torch.empty(v.shape, dtype=v.dtype, device=v.device)
+    columns = block(size, 64)
+    _output_kernel[batch * heads * triton.cdiv(length, CHUNK), triton.cdiv(size, columns)](
+        q, k, corrected, given(g, v), v, given(index, v), v, starts, y, v,
+        scale, length, heads, 1, 1,
+        *strides(q), *strides(k), *strides(corrected), *strides(g), *strides(None),
+        HAS_BETA=False, HAS_INITIAL=False, HAS_STARTS=True, HAS_FINAL=False, num_stages=1,
+        **_constants(k, v, g, index) | {"BLOCK_V": columns},
+    )  # fmt: skip
+    return y, final
+
+
+def _forward_fake(q, k, v, beta, g, scale, initial, index):
+    return v.new_empty(v.shape), v.new_empty(v.shape[0], v.shape[2], k.shape[3], v.shape[3], dtype=torch.float32)
+
+
+def _backward(
+    dy: Tensor,
+    d_final: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    g: Tensor | None,
+    scale: float,
+    initial: Tensor | None,
+    index: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    batch, length, heads, size = v.shape
+    keys = k.shape[3]
+    q, k, v, dy = rows(q), rows(k), rows(v), rows(dy)
+    initial = None if initial is None else initial.contiguous()
+    d_final = None if d_final is None else d_final.contiguous()
+    dq, dk, dv, dbeta, dg, d_initial = _backward_fake(dy, d_final, q, k, v, beta, g, scale, initial, index)
+    inverse, starts, corrected, _ = _states(k, v, beta, g, initial, index)
+    d_ends, d_wrong = torch.empty_like(starts), torch.empty_like(corrected)
+    constants = _constants(k, v, g, index)
+    columns = block(size, 64 if keys <= 64 else 32)
+    _state_gradients_kernel[batch * heads, triton.cdiv(size, columns)](
+        q, k, beta, given(g, v), given(index, v), dy, inverse, given(d_final, v), d_ends, d_wrong, d_initial,
+        scale, length, heads, *strides(q), *strides(k), *strides(beta), *strides(g), *strides(dy),
+        HAS_FINAL=d_final is not None, HAS_INITIAL=initial is not None, num_stages=2,
+        **constants | {"BLOCK_V": columns},
+    )  # fmt: skip
+    _gradients_kernel[batch * heads * triton.cdiv(length, CHUNK),](
+        q, k, v, beta, given(g, v), given(index, v), dy, starts, corrected, d_ends, d_wrong, dq, dk, dv, dbeta, dg,
+        scale, length, heads, *strides(q), *strides(k), *strides(v), *strides(beta), *strides(g), *strides(dy),
+        num_stages=1, **constants,
+    )  # fmt: skip
+    return dq, dk, dv, dbeta, dg, d_initial
+
+
+def _backward_fake(dy, d_final, q, k, v, beta, g, scale, initial, index):
+    def like(x):
+        return v.new_empty(0) if x is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+    return like(q), like(k), like(v), like(beta), like(g), like(initial)
+
+
+def _save(ctx, inputs, output):
+    q, k, v, beta, g, ctx.scale, initial, index = inputs
+    ctx.save_for_backward(q, k, v, beta, g, initial, index)
+
+
+def _gradient(ctx, dy, d_final):
+    q, k, v, beta, g, initial, index = ctx.saved_tensors
+    grads = _backward_op(dy, d_final, q, k, v, beta, g, ctx.scale, initial, index)
+    dq, dk, dv, dbeta, dg, d_initial = grads
+    return dq, dk, dv, dbeta, None if g is None else dg, None, None if initial is None else d_initial, None
+
+
+_backward_op = register_op("delta_rule_triton_backward", _backward, _backward_fake)
+_forward_op = register_op("delta_rule_triton", _forward, _forward_fake, save=_save, backward=_gradient)
+
+
+def delta_rule_triton(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    g: Tensor | None,
+    scale: float,
+    initial_state: Tensor | None,
+    document_ids: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Outputs (B, L, H, V) and the last state (B, H, K, V); shapes as in `delta_rule`."""
+    dtype = check_sizes("delta_rule", k.shape[3], q, k, v)
+    index = None if document_ids is None else document_index(document_ids)
+    initial = None if initial_state is None else initial_state.float()
+    y, state = _forward_op(q.to(dtype), k.to(dtype), v.to(dtype), beta, g, scale, initial, index)
+    return y.to(v.dtype), state
