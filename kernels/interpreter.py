@@ -10,6 +10,7 @@ are kernels, too, defined when triton is imported, which torchvision does. `inte
 
 from __future__ import annotations
 
+import functools
 import sys
 
 import numpy as np
@@ -22,7 +23,16 @@ def vectorize_scans() -> None:
         return
     from triton.runtime import interpreter
 
+    original_scan()
     interpreter.ScanOps.generic_scan = _generic_scan
+
+
+@functools.cache
+def original_scan():
+    """Triton's own scan, which `vectorize_scans` replaces."""
+    from triton.runtime import interpreter
+
+    return interpreter.ScanOps.generic_scan
 
 
 def _generic_scan(self, operands):

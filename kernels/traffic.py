@@ -200,13 +200,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if problems else 0
 
 
-def _interpreted() -> None:
+def run_interpreted(module: str) -> None:
     """Start over with `TRITON_INTERPRET=1`: triton reads it when it is imported, which torchvision does."""
     if os.environ.get("TRITON_INTERPRET") != "1":
-        command = [sys.executable, "-m", __spec__.name, *sys.argv[1:]]
+        command = [sys.executable, "-m", module, *sys.argv[1:]]
         sys.exit(subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}).returncode)
 
 
 if __name__ == "__main__":
-    _interpreted()
+    run_interpreted("mixerzoo.kernels.traffic")
     sys.exit(main())

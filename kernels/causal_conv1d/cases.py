@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..costs import nbytes
+from ..costs import Cost, nbytes
 from . import causal_conv1d, causal_conv1d_step
 
 
@@ -49,3 +49,14 @@ def case_step() -> dict[str, int]:
     x, state = inputs["x"][:, 0], torch.zeros(4, 3, 512, dtype=torch.bfloat16)
     y, new = causal_conv1d_step(x, inputs["weight"], inputs["bias"], state, activation="silu", backend="triton")
     return {"bytes": nbytes(x, inputs["weight"], inputs["bias"], state, y, new)}
+
+
+def roofline() -> list[Cost]:
+    """The convolution of Mamba-130M, with SiLU."""
+    numbers, taps = 8 * 2048 * 1536, 4
+    parameters = 2 * 1536 * (taps + 1)
+    size = "Mamba-130M: (8, 2048, 1536), 4 taps, bf16"
+    return [
+        Cost("causal_conv1d forward", size, 2 * 2 * numbers + parameters, other=(2 * taps + 5) * numbers),
+        Cost("causal_conv1d with backward", size, 2 * 4 * numbers + 2 * parameters, other=(8 * taps + 16) * numbers),
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..costs import nbytes
+from ..costs import Cost, nbytes
 from . import selective_scan, selective_scan_step
 
 
@@ -65,3 +65,27 @@ def case_step() -> dict[str, int]:
         z_t=i["z"], delta_bias=i["delta_bias"], delta_softplus=True, backend="triton",
     )  # fmt: skip
     return {"bytes": nbytes(*i.values(), y, state, state)}
+
+
+def _cost(label: str, model: str, batch: int, length: int, channels: int, groups: int, states: int = 16) -> list[Cost]:
+    """bfloat16 activations with the gate z. Of each state: forward 7 flops, forward and backward 27."""
+    tokens, numbers = batch * length, batch * length * channels
+    shared, parameters = 2 * 2 * tokens * groups * states, 4 * channels * (states + 2)
+    size = f"{model}: ({batch}, {length}, {channels}), {groups} groups, {states} states, bf16"
+    forward = 2 * 4 * numbers + shared + parameters
+    both = 2 * 8 * numbers + 2 * shared + 2 * parameters
+    return [
+        Cost(f"{label} forward", size, forward, other=(7 * states + 12) * numbers),
+        Cost(f"{label} with backward", size, both, other=(27 * states + 40) * numbers),
+    ]
+
+
+def roofline() -> list[Cost]:
+    """Layers of published models."""
+    step = 4 * 64 * 1536 * 16 * 2 + 2 * 64 * (4 * 1536 + 2 * 16) + 4 * 1536 * 18
+    return [
+        *_cost("selective_scan", "Mamba-130M", 8, 2048, 1536, 1),
+        *_cost("selective_scan", "Mamba-2.8B", 8, 2048, 5120, 1),
+        *_cost("selective_scan", "VMamba-T stage 1 at 224", 128, 3136, 768, 4, 1),
+        Cost("selective_scan_step", "Mamba-130M: (64, 1536), 16 states, bf16", step, other=64 * 1536 * (7 * 16 + 12)),
+    ]
