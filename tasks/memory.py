@@ -12,6 +12,7 @@ import socket
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -174,7 +175,7 @@ class Digits(MemoryImages, name="digits"):
     def load(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         from sklearn.datasets import load_digits
 
-        raw = load_digits()
+        raw: Any = load_digits()
         images, labels = (raw.images * 15.9375).round().astype(np.uint8), raw.target  # 0..16 to 0..255
         self.classes = [str(name) for name in raw.target_names]
         parts = stratified(labels, [1257, 180, 360])

@@ -56,7 +56,7 @@ def register_groups() -> None:
         store.store(group="mixer", name=name, node={"name": name, **_defaults(mixer_options(name))})
     for name in _without_file("task", list_tasks()):
         store.store(group="task", name=name, node={"name": name, **_defaults(task_options(name))})
-    for name in _without_file("optimizer", list_optimizers()):
+    for name in _without_file("optimizer", map(str, list_optimizers())):
         # options that timm leaves to the optimizer stay out: `optimizer.NAME=...` adds them
         store.store(group="optimizer", name=name, node={"name": name, "lr": 1e-3, "weight_decay": 0.05})
 
@@ -162,7 +162,7 @@ def _explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, (ConfigKeyError, AttributeError)) and getattr(cause, "full_key", None):
-            return _unknown_key(str(cause.full_key))
+            return _unknown_key(str(getattr(cause, "full_key")))  # noqa: B009 - only OmegaConf's errors have it
         if isinstance(cause, (MissingMandatoryValue, InterpolationKeyError)):
             break
         cause = cause.__cause__

@@ -25,7 +25,7 @@ def optimizer_options(name: str) -> dict[str, Any]:
     """
     from timm.optim import get_optimizer_class, get_optimizer_info, list_optimizers
 
-    names = list_optimizers()
+    names = [str(known) for known in list_optimizers()]
     if not isinstance(name, str) or name.lower() not in names:
         raise unknown("optimizer.name", name, names, limit=100)
     info = get_optimizer_info(name.lower())
@@ -47,10 +47,10 @@ def build_optimizer(model: nn.Module, options: Mapping[str, Any]) -> torch.optim
     """
     from timm.optim import create_optimizer_v2
 
-    arguments = {k: v for k, v in options.items() if v is not None}
-    name = arguments.pop("name", None)
-    allowed = optimizer_options(name)  # type: ignore[arg-type]
-    for key, value in arguments.items():
+    given: dict[str, Any] = {k: v for k, v in options.items() if v is not None}
+    name: Any = given.pop("name", None)
+    allowed = optimizer_options(name)
+    for key, value in given.items():
         if key in ("lr", "weight_decay"):
             if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
                 raise ConfigError(f"optimizer.{key}: {value!r} is not a number of at least 0.")
@@ -60,9 +60,9 @@ def build_optimizer(model: nn.Module, options: Mapping[str, Any]) -> torch.optim
                 f'optimizer.{key}: the optimizer "{name}" has no such option.{did_you_mean(key, names)} '
                 f"Allowed: {', '.join(sorted(names))}."
             )
-    if "lr" not in arguments:
+    if "lr" not in given:
         raise ConfigError("optimizer.lr: missing.")
-    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
+    arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     try:
         return create_optimizer_v2(model, str(name).lower(), **arguments)
     except (TypeError, ValueError, RuntimeError, ImportError, AssertionError) as error:
