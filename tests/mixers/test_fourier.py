@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from mixerzoo.benchmarks.afno import measure, straightforward
 from mixerzoo.errors import ConfigError
 from mixerzoo.mixers import create_mixer
 from mixerzoo.mixers.fourier import AFF, AFNO, FNet, GlobalFilter
@@ -331,3 +332,11 @@ def test_cost_grows_as_n_log_n(name, options):
     growth = 16 * math.log2(1024) / math.log2(64)  # n log n from 64 to 1024 tokens: 26.7
     assert 14 < flops <= 1.05 * growth
     assert memory <= 16.5  # linear; FNet keeps nothing at all
+
+
+def test_benchmark_compares_equals():
+    result = measure((6, 5), 16, 1, 3)
+    assert result["memory"]["ours_bytes"] < result["memory"]["baseline_bytes"]
+    mixer = AFNO(16)
+    x = torch.randn(2, 6, 5, 16)
+    torch.testing.assert_close(straightforward(mixer, x), mixer(x), rtol=1e-4, atol=1e-5)
