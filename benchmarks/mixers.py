@@ -43,7 +43,8 @@ class OnTokens(nn.Module):
 
 
 def _gmlp(dim: int, tokens: int) -> nn.Module:
-    return GatedMlp(dim, 4 * dim, gate_layer=partial(mlp_mixer.SpatialGatingUnit, seq_len=tokens))
+    gate: Any = partial(mlp_mixer.SpatialGatingUnit, seq_len=tokens)
+    return GatedMlp(dim, 4 * dim, gate_layer=gate)
 
 
 # mixer -> timm's module for a width and a number of tokens, and whether it takes maps rather than sequences

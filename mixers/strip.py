@@ -87,6 +87,8 @@ class Strip(Mixer, name="strip"):
     source = "Strip-MLP: Efficient Token Interaction for Vision MLP (2023), arXiv:2307.11458"
     alternatives = {"patches": 2}
 
+    grid: Grid
+
     def __init__(self, dim: int, *, grid: Grid, patches: int | None = None, local: bool = True) -> None:
         super().__init__()
         if patches is None:

@@ -26,10 +26,10 @@ _HEAD = [(r"norm\.(.+)", r"head.norm.\1"), (r"(?:head|classifier)\.(weight|bias)
 
 def rename(tensors: Mapping[str, Tensor], rules: Rules) -> StateDict:
     """Every key by the first rule, a pattern for the whole key and its replacement, that fits; others stay."""
-    rules = [(re.compile(pattern), replacement) for pattern, replacement in rules]
+    compiled = [(re.compile(pattern), replacement) for pattern, replacement in rules]
     out: StateDict = {}
     for key, value in tensors.items():
-        found = ((m, r) for p, r in rules if (m := p.fullmatch(key)) is not None)
+        found = ((m, r) for p, r in compiled if (m := p.fullmatch(key)) is not None)
         match = next(found, None)
         out[key if match is None else match[0].expand(match[1])] = value
     return out

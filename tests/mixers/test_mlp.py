@@ -175,6 +175,46 @@ def test_raft_and_strip_on_grids_that_are_not_square() -> None:
     assert strip(torch.randn(2, 4, 6, 16)).shape == (2, 4, 6, 16)
 
 
+def test_resizing_raft() -> None:
+    """Weights that are constant along the positions: a constant map gives the same on any grid."""
+    torch.manual_seed(0)
+    mixer = create_mixer("raft", 16, grid=(4, 6)).eval()
+    with torch.no_grad():
+        for axis in (mixer.vertical, mixer.horizontal):
+            for weight, positions in ((axis.w1, 1), (axis.w2, 0)):
+                size = weight.shape[positions] // 2
+                rafts = weight.unflatten(positions, (2, size)).mean(positions + 1)
+                weight.copy_(10 * rafts.repeat_interleave(size, positions))
+            axis.b2.fill_(0.3)
+    channels = torch.randn(16)
+    before = mixer(channels.expand(1, 4, 6, 16))
+    mixer.resize_grid((7, 5))
+    after = mixer(channels.expand(1, 7, 5, 16))
+    assert before.std() > 0.05
+    torch.testing.assert_close(after[0, 3, 2], before[0, 1, 3], rtol=1e-4, atol=1e-5)
+
+
+def test_resizing_strip() -> None:
+    """Strip layers sum over the mixed axis as before; relative positions keep their centre and their sides."""
+    torch.manual_seed(0)
+    mixer = create_mixer("strip", 16, grid=(4, 6)).eval()
+    with torch.no_grad():
+        weight = mixer.rows.conv.weight
+        weight.copy_(weight.mean((0, 1), keepdim=True).expand_as(weight))
+        mixer.rows.conv.bias.fill_(0.3)
+        mixer.position_rows.copy_(torch.linspace(-1, 1, 13)[:, None].expand(13, 8))
+    channels = torch.randn(8)
+    before = mixer.rows(channels.expand(1, 4, 6, 8))[0, 1, 3]
+    mixer.resize_grid((8, 5))
+    after = mixer.rows(channels.expand(1, 8, 5, 8))[0, 4, 2]
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+    assert mixer.position_rows.shape == (17, 8)
+    middle = mixer.position_rows[:, 0].detach()
+    assert abs(float(middle[8])) < 1e-6
+    assert (middle.diff() > 0).all()
+    assert mixer(torch.randn(1, 8, 5, 16)).shape == (1, 8, 5, 16)
+
+
 def test_raft_with_a_native_grid_refuses_a_mask_when_it_resizes() -> None:
     mixer = create_mixer("raft", 8, grid=(6, 4), native_grid=(4, 4))
     mask = torch.ones(1, 6, 4, dtype=torch.bool)
