@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from mixerzoo.errors import ConfigError
 from mixerzoo.mixers import list_mixers, mixer_options
-from mixerzoo.tasks import create_task, list_tasks
+from mixerzoo.tasks import create_task, list_tasks, task_options
 from mixerzoo.training import config as config_module
 from mixerzoo.training.compose import compose_config, sweep_jobs
 from mixerzoo.training.config import CONFIGS, code_version, identity, parse
@@ -38,8 +38,12 @@ def test_every_mixer_can_be_chosen(name):
 
 @pytest.mark.parametrize("name", list_tasks())
 def test_every_task_can_be_chosen(name):
-    needed = {"imagefolder": ["task.root=x"], "imagenet": ["task.root=x"], "hfds": ["task.dataset=x"]}
-    config = compose_config([f"task={name}", *needed.get(name, [])])
+    needed = [
+        f"task.{key}={7 if option.annotation is int else chr(120)}"
+        for key, option in task_options(name).items()
+        if option.default is option.empty
+    ]
+    config = compose_config([f"task={name}", *needed])
     options = dict(config.task)
     assert create_task(options.pop("name"), **options).name == name
 
