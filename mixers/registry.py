@@ -5,12 +5,11 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-import types
-import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from ..errors import ConfigError, did_you_mean, unknown
+from ..errors import ConfigError, unknown
+from ..schema import check_options, keyword_options, split_spec
 from .base import MIXERS, Grid, Mixer
 
 # Filled in by `create_mixer` and the backbones, so not part of the options that a user sets.
@@ -74,57 +73,16 @@ def list_mixers(**capabilities: Any) -> list[str]:
 
 def mixer_options(name: str, *, key: str = "mixer") -> dict[str, inspect.Parameter]:
     """The options of a mixer, from its constructor: name -> `inspect.Parameter` with default and resolved type hint."""
-    cls = mixer_class(name, key=key)
-    hints = typing.get_type_hints(cls.__init__)
-    parameters = list(inspect.signature(cls.__init__).parameters.values())[2:]
-    return {p.name: p.replace(annotation=hints.get(p.name, Any)) for p in parameters if p.name not in RESERVED}
+    return keyword_options(mixer_class(name, key=key), RESERVED)
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value from YAML can be given for a type hint. Lists stand for tuples, integers for floats."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return True
-    if hint is None or hint is type(None):
-        return value is None
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, arg) for arg in args)
-    if origin is typing.Literal:
-        return any(type(value) is type(arg) and value == arg for arg in args)
-    if origin in (tuple, list) or (isinstance(origin, type) and issubclass(origin, Iterable) and origin is not dict
-                                   and not issubclass(origin, Mapping)):
-        if not isinstance(value, (list, tuple)):
-            return False
-        if origin is tuple and args and args[-1] is not Ellipsis:
-            return len(value) == len(args) and all(map(_fits, value, args))
-        return all(_fits(v, args[0]) for v in value) if args else True
-    if origin is not None:
-        return isinstance(value, origin)
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint) if isinstance(hint, type) else True
-
-
-def check_options(name: str, options: Mapping[str, Any], *, key: str = "mixer") -> None:
+def check_mixer_options(name: str, options: Mapping[str, Any], *, key: str = "mixer") -> None:
     """Hold options against the constructor's signature.
 
     Raises:
         ConfigError: an unknown option or a value of the wrong type; the message starts with `key` and the option.
     """
-    allowed = mixer_options(name, key=key)
-    for option, value in options.items():
-        if option not in allowed:
-            listed = ", ".join(sorted(allowed)) or "(none)"
-            raise ConfigError(
-                f'{key}.{option}: the mixer "{name}" has no such option.{did_you_mean(option, allowed)} '
-                f"Allowed: {listed}."
-            )
-        hint = allowed[option].annotation
-        if not _fits(value, hint):
-            shown = getattr(hint, "__name__", str(hint)) if typing.get_origin(hint) is None else str(hint)
-            raise ConfigError(f'{key}.{option}: {value!r} is not of type {shown.replace("typing.", "")} (mixer "{name}").')
+    check_options(options, mixer_options(name, key=key), key=key, owner=f'mixer "{name}"')
 
 
 def create_mixer(
@@ -157,14 +115,16 @@ def create_mixer(
     cls = mixer_class(name, key=key)
     if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
         raise ConfigError(f"{key}.dim: {dim!r} is not a positive number of channels.")
-    check_options(name, options, key=key)
+    check_mixer_options(name, options, key=key)
     parameters = inspect.signature(cls.__init__).parameters
     arguments = dict(options)
     if cls.needs_grid:
         if grid is None:
             raise ConfigError(f'{key}: the mixer "{name}" has parameters that depend on the grid; pass grid=(H, W).')
         if len(grid) not in cls.axes:
-            raise ConfigError(f'{key}: the mixer "{name}" takes {cls.axes} grid axes, not {len(grid)}: grid={tuple(grid)}.')
+            raise ConfigError(
+                f'{key}: the mixer "{name}" takes {cls.axes} grid axes, not {len(grid)}: grid={tuple(grid)}.'
+            )
     if "grid" in parameters and grid is not None:
         arguments["grid"] = tuple(grid)
     if causal and cls.causal == "cannot":
@@ -178,11 +138,8 @@ def create_mixer(
     return cls(dim, **arguments)
 
 
-def normalise(spec: str | Mapping[str, Any], *, key: str = "mixer") -> dict[str, Any]:
-    """A mixer as written in a config, a name or a mapping with `name` and options, as a checked mapping."""
-    entry = {"name": spec} if isinstance(spec, str) else dict(spec) if isinstance(spec, Mapping) else None
-    if entry is None or "name" not in entry:
-        raise ConfigError(f"{key}: {spec!r} is neither a mixer's name nor a mapping with the key `name`.")
-    options = {k: v for k, v in entry.items() if k != "name"}
-    check_options(entry["name"], options, key=key)
-    return entry
+def check_mixer(spec: str | Mapping[str, Any], *, key: str = "mixer") -> tuple[str, dict[str, Any]]:
+    """A mixer as written in a config, a name or a mapping with `name` and options, checked: (name, options)."""
+    name, options = split_spec(spec, key=key, kind="mixer")
+    check_mixer_options(name, options, key=key)
+    return name, options
