@@ -11,6 +11,7 @@ from mixerzoo.mixers.ssm import Mamba, Mamba2
 from mixerzoo.mixers.state import state_bytes
 from mixerzoo.tests.mixers import sequence_checks as checks
 from mixerzoo.tests.utils import load_golden, relative_error
+from mixerzoo.training.cost import measure_activation_bytes
 
 
 def from_mamba1(kwargs):
@@ -140,3 +141,16 @@ def test_default_head_dim_divides():
     assert Mamba2(48).head_dim == 48
     assert Mamba2(1024).head_dim == 64
     assert math.prod((Mamba2(53).head_dim, Mamba2(53).num_heads)) == 106
+
+
+@pytest.mark.parametrize("build", [Mamba, Mamba2])
+def test_training_memory_does_not_hold_the_states(build):
+    """What a step keeps grows with L x dim: four times the states add little, twice the length doubles it."""
+
+    def kept(length, d_state):
+        return measure_activation_bytes(build(64, d_state=d_state), torch.randn(1, length, 64))
+
+    base = kept(1024, 16)
+    assert kept(2048, 16) < 2.1 * base
+    # B and C have d_state numbers per token; the states would have d_state x 128, five times what is kept
+    assert kept(1024, 64) < 1.5 * base
