@@ -45,7 +45,7 @@ class Mixer(nn.Module):
         streams: has `init_state` and `step`, equal to the causal forward.
         reads_embeddings: `forward`, `prefill` and `step` also take `embeddings`, the token embeddings before the first
             block, of the shape of `x`; the language backbone passes them.
-        complexity: growth of time with the number of tokens N: "N", "N log N", "N sqrt(N)" or "N^2".
+        complexity: growth of time with the number of tokens N: "1", "N", "N log N", "N sqrt(N)", "N^2" or "N^3".
         memory: growth of the activations with N, of the same form.
         source: paper, year and arXiv id.
         alternatives: for each option a value other than the default that has a visible effect, for the tests (booleans

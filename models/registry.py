@@ -31,7 +31,6 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(p.stem for p in CONFIGS.glob("*.yaml") if fnmatch.fnmatch(p.stem, pattern))
 
 
-@functools.cache
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
@@ -39,9 +38,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"model: the file {path} cannot be read: {error}.") from error
     except Exception as error:  # YAML's own errors have no common base with OmegaConf's
         raise ConfigError(f"model: {path} is not a model config: {error}") from error
-    if not isinstance(config, dict) or "backbone" not in config:
-        raise ConfigError(f"model: {path} is not a model config: it needs the key `backbone`.")
+    if not isinstance(config, dict) or not {"backbone", "base"} & config.keys():
+        raise ConfigError(f"model: {path} is not a model config: it needs the key `backbone` (or `base`).")
     return {str(k): v for k, v in config.items()}
+
+
+_read_own = functools.cache(_read_yaml)  # a user's file may change while a notebook runs; ours do not
 
 
 def model_config(name_or_config: str | Path | Mapping[str, Any]) -> dict[str, Any]:
@@ -64,11 +66,11 @@ def model_config(name_or_config: str | Path | Mapping[str, Any]) -> dict[str, An
         return copy.deepcopy(config)
     text = str(name_or_config)
     if text.endswith((".yaml", ".yml")):
-        return copy.deepcopy(_read_yaml(Path(text)))
+        return model_config(_read_yaml(Path(text)))
     path = CONFIGS / f"{text}.yaml"
     if "/" in text or not path.is_file():
         raise unknown("model", text, list_models(), limit=12)
-    return copy.deepcopy(_read_yaml(path))
+    return copy.deepcopy(_read_own(path))
 
 
 def apply_overrides(config: dict[str, Any], overrides: Mapping[str, Any], *, key: str = "model") -> dict[str, Any]:

@@ -63,6 +63,8 @@ def test_by_name_path_and_mapping(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("backbone: pyramid\ndims: [8]\ndepths: [1]\nmixer: pooling\nnum_classes: 2\n")
     assert create_model(file)(torch.randn(1, 3, 32, 32)).shape == (1, 2)
+    file.write_text("base: poolformer_s12\nnum_classes: 2\n")
+    assert model_config(file)["dims"] == [64, 128, 320, 512]
     by_base = create_model({"base": "poolformer_s12", "num_classes": 3})
     assert [p.shape for p in by_name.parameters()] == [p.shape for p in by_base.parameters()]
 
