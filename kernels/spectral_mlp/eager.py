@@ -131,7 +131,7 @@ def _backward_flops(dy, x, y, w1, *_, out_shape=None, **__) -> int:
 
 
 backward_op = register_op("spectral_mlp_eager_backward", _backward, _backward_fake, flops=_backward_flops)
-_op = register_op("spectral_mlp_eager", _forward, _forward_fake, save=_save, backward=_autograd, flops=_flops)
+forward_op = register_op("spectral_mlp_eager", _forward, _forward_fake, save=_save, backward=_autograd, flops=_flops)
 
 
 def spectral_mlp_eager(
@@ -139,4 +139,4 @@ def spectral_mlp_eager(
 ) -> Tensor:
     """See `mixerzoo.kernels.spectral_mlp`."""
     w1, b1, w2, b2 = (torch.complex(t[0], t[1]) for t in (w1, b1, w2, b2))
-    return _op(x, w1, b1, w2, b2, activation, threshold)
+    return forward_op(x, w1, b1, w2, b2, activation, threshold)

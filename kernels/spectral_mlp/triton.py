@@ -24,7 +24,6 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from ..activation_tiles import activate, activation_slope
-from ..autotune import configs
 from ..registration import register_op
 from ..tiles import dot
 from . import TRITON_WIDTH
@@ -70,6 +69,13 @@ def _weight(pointer, row, rows, col, cols):
 
 
 @triton.jit
+def _anew(w, tile):
+    """w, but as far as the compiler knows another one for every tile. Otherwise it moves the conversion of a weight to
+    an operand of a product out of the loop, where every warp then holds all weights in registers, and spills."""
+    return tl.where(tile != -1, w, 0.0)
+
+
+@triton.jit
 def _shrink(v, threshold):
     return tl.where(v > threshold, v - threshold, tl.where(v < -threshold, v + threshold, 0.0))
 
@@ -81,18 +87,13 @@ def _rows(tile, modes, count, x_b, x_m, R: tl.constexpr):
     return r // modes * x_b + r % modes * x_m, r < count
 
 
-@triton.autotune(
-    configs=configs(({"R": 32, "LEAN": True}, 8, 1), ({"R": 32, "LEAN": False}, 8, 1)),
-    key=["modes", "count", "width", "hidden"],
-)
 @triton.jit
 def spectral_mlp_forward_kernel(
     x_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, y_ptr, threshold, blocks, modes, count, width, hidden, x_b, x_k, x_c, x_m,
     CS: tl.constexpr, CN: tl.constexpr, HS: tl.constexpr, HN: tl.constexpr, ACTIVATION: tl.constexpr,
-    SHRINK: tl.constexpr, MODES_INNER: tl.constexpr, PRECISION: tl.constexpr, R: tl.constexpr, LEAN: tl.constexpr,
+    SHRINK: tl.constexpr, MODES_INNER: tl.constexpr, PRECISION: tl.constexpr, R: tl.constexpr,
 ):  # fmt: skip
-    """Channels of a block come as CN tiles of CS, hidden channels as HN tiles of HS. LEAN only shapes the grid: fewer
-    programs, which read the weights less often."""
+    """Channels of a block come as CN tiles of CS, hidden channels as HN tiles of HS."""
     k = tl.cast(tl.program_id(0), tl.int64)
     c = tl.arange(0, CS)
     h = tl.arange(0, HS)
@@ -126,10 +127,10 @@ def spectral_mlp_forward_kernel(
             real = tl.zeros((R, HS), tl.float32) + tl.load(bias, mask=here, other=0.0)[None, :]
             imag = tl.zeros((R, HS), tl.float32) + tl.load(bias + blocks * hidden, mask=here, other=0.0)[None, :]
             for i in tl.static_range(0, CN):
-                real = dot(x_real[i], w1_real[i * HN + j], PRECISION, real)
-                real = dot(-x_imag[i], w1_imag[i * HN + j], PRECISION, real)
-                imag = dot(x_real[i], w1_imag[i * HN + j], PRECISION, imag)
-                imag = dot(x_imag[i], w1_real[i * HN + j], PRECISION, imag)
+                real = dot(x_real[i], _anew(w1_real[i * HN + j], tile), PRECISION, real)
+                real = dot(-x_imag[i], _anew(w1_imag[i * HN + j], tile), PRECISION, real)
+                imag = dot(x_real[i], _anew(w1_imag[i * HN + j], tile), PRECISION, imag)
+                imag = dot(x_imag[i], _anew(w1_real[i * HN + j], tile), PRECISION, imag)
             a_real = a_real + (activate(real, ACTIVATION),)
             a_imag = a_imag + (activate(imag, ACTIVATION),)
         for i in tl.static_range(0, CN):
@@ -139,10 +140,10 @@ def spectral_mlp_forward_kernel(
             real = tl.zeros((R, CS), tl.float32) + tl.load(bias, mask=here, other=0.0)[None, :]
             imag = tl.zeros((R, CS), tl.float32) + tl.load(bias + blocks * width, mask=here, other=0.0)[None, :]
             for j in tl.static_range(0, HN):
-                real = dot(a_real[j], w2_real[i * HN + j], PRECISION, real)
-                real = dot(-a_imag[j], w2_imag[i * HN + j], PRECISION, real)
-                imag = dot(a_real[j], w2_imag[i * HN + j], PRECISION, imag)
-                imag = dot(a_imag[j], w2_real[i * HN + j], PRECISION, imag)
+                real = dot(a_real[j], _anew(w2_real[i * HN + j], tile), PRECISION, real)
+                real = dot(-a_imag[j], _anew(w2_imag[i * HN + j], tile), PRECISION, real)
+                imag = dot(a_real[j], _anew(w2_imag[i * HN + j], tile), PRECISION, imag)
+                imag = dot(a_imag[j], _anew(w2_real[i * HN + j], tile), PRECISION, imag)
             if SHRINK:
                 real = _shrink(real, threshold)
                 imag = _shrink(imag, threshold)
@@ -185,18 +186,22 @@ def spectral_mlp_backward_kernel(
         row, row_real = _rows(tile, modes, count, x_b, x_m, R)
         x_real, x_imag = _load(x_ptr + 2 * k * x_k, row, row_real, c * x_c, c < width, MODES_INNER)
         g_real, g_imag = _load(dy_ptr + 2 * k * x_k, row, row_real, c * x_c, c < width, MODES_INNER)
-        z_real = dot(x_real, w1_real, PRECISION, tl.zeros((R, HS), tl.float32) + b1_real)
-        z_real = dot(-x_imag, w1_imag, PRECISION, z_real)
-        z_imag = dot(x_real, w1_imag, PRECISION, tl.zeros((R, HS), tl.float32) + b1_imag)
-        z_imag = dot(x_imag, w1_real, PRECISION, z_imag)
+        v1_real = _anew(w1_real, tile)
+        v1_imag = _anew(w1_imag, tile)
+        v2_real = _anew(w2_real, tile)
+        v2_imag = _anew(w2_imag, tile)
+        z_real = dot(x_real, v1_real, PRECISION, tl.zeros((R, HS), tl.float32) + b1_real)
+        z_real = dot(-x_imag, v1_imag, PRECISION, z_real)
+        z_imag = dot(x_real, v1_imag, PRECISION, tl.zeros((R, HS), tl.float32) + b1_imag)
+        z_imag = dot(x_imag, v1_real, PRECISION, z_imag)
         a_real = activate(z_real, ACTIVATION)
         a_imag = activate(z_imag, ACTIVATION)
         if SHRINK:  # the output once more: where it was shrunk to 0, there is no gradient
-            y = dot(a_real, w2_real, PRECISION, tl.zeros((R, CS), tl.float32) + b2_real)
-            y = dot(-a_imag, w2_imag, PRECISION, y)
+            y = dot(a_real, v2_real, PRECISION, tl.zeros((R, CS), tl.float32) + b2_real)
+            y = dot(-a_imag, v2_imag, PRECISION, y)
             g_real = tl.where(tl.abs(y) > threshold, g_real, 0.0)
-            y = dot(a_real, w2_imag, PRECISION, tl.zeros((R, CS), tl.float32) + b2_imag)
-            y = dot(a_imag, w2_real, PRECISION, y)
+            y = dot(a_real, v2_imag, PRECISION, tl.zeros((R, CS), tl.float32) + b2_imag)
+            y = dot(a_imag, v2_real, PRECISION, y)
             g_imag = tl.where(tl.abs(y) > threshold, g_imag, 0.0)
         db2_real += tl.sum(g_real, 0)
         db2_imag += tl.sum(g_imag, 0)
@@ -204,10 +209,10 @@ def spectral_mlp_backward_kernel(
         dw2_real = dot(tl.trans(a_imag), g_imag, PRECISION, dw2_real)
         dw2_imag = dot(tl.trans(a_real), g_imag, PRECISION, dw2_imag)
         dw2_imag = dot(tl.trans(-a_imag), g_real, PRECISION, dw2_imag)
-        d_real = dot(g_real, tl.trans(w2_real), PRECISION)
-        d_real = dot(g_imag, tl.trans(w2_imag), PRECISION, d_real)
-        d_imag = dot(g_imag, tl.trans(w2_real), PRECISION)
-        d_imag = dot(-g_real, tl.trans(w2_imag), PRECISION, d_imag)
+        d_real = dot(g_real, tl.trans(v2_real), PRECISION)
+        d_real = dot(g_imag, tl.trans(v2_imag), PRECISION, d_real)
+        d_imag = dot(g_imag, tl.trans(v2_real), PRECISION)
+        d_imag = dot(-g_real, tl.trans(v2_imag), PRECISION, d_imag)
         d_real *= activation_slope(z_real, ACTIVATION)
         d_imag *= activation_slope(z_imag, ACTIVATION)
         db1_real += tl.sum(d_real, 0)
@@ -216,10 +221,10 @@ def spectral_mlp_backward_kernel(
         dw1_real = dot(tl.trans(x_imag), d_imag, PRECISION, dw1_real)
         dw1_imag = dot(tl.trans(x_real), d_imag, PRECISION, dw1_imag)
         dw1_imag = dot(tl.trans(-x_imag), d_real, PRECISION, dw1_imag)
-        dx_real = dot(d_real, tl.trans(w1_real), PRECISION)
-        dx_real = dot(d_imag, tl.trans(w1_imag), PRECISION, dx_real)
-        dx_imag = dot(d_imag, tl.trans(w1_real), PRECISION)
-        dx_imag = dot(-d_real, tl.trans(w1_imag), PRECISION, dx_imag)
+        dx_real = dot(d_real, tl.trans(v1_real), PRECISION)
+        dx_real = dot(d_imag, tl.trans(v1_imag), PRECISION, dx_real)
+        dx_imag = dot(d_imag, tl.trans(v1_real), PRECISION)
+        dx_imag = dot(-d_real, tl.trans(v1_imag), PRECISION, dx_imag)
         _store(dx_ptr + 2 * k * x_k, row, row_real, c * x_c, c < width, dx_real, dx_imag, MODES_INNER)
     at = k * width * hidden + split * 2 * imag1
     first = (c < width)[:, None] & (h < hidden)[None, :]
@@ -241,6 +246,16 @@ def _tiles(size: int) -> tuple[int, int]:
     if size <= 64:
         return max(16, triton.next_power_of_2(size)), 1
     return 32, triton.cdiv(size, 32)
+
+
+def _forward_shape(CS: int, HS: int) -> tuple[int, int]:
+    """Modes of a tile and warps that keep the kernel in its registers."""
+    return 32, 8
+
+
+def _backward_shape(CS: int, HS: int) -> tuple[int, int]:
+    """The same for the backward kernel."""
+    return (16, 8) if max(CS, HS) > 32 else (32, 8)
 
 
 def _precision() -> str:
@@ -266,16 +281,13 @@ def _forward(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activati
     # another reading of the weights by every program may cost a tenth of what the modes cost
     once = sum(t.numel() for t in (w1, b1, w2, b2)) * 4
     lean = 1 + int(0.1 * 2 * x.numel() * 8 / once)
-    many = triton.cdiv(512, blocks)
     (CS, CN), (HS, HN) = _tiles(width), _tiles(hidden)
-
-    def grid(meta):
-        return blocks, min(triton.cdiv(count, meta["R"]), lean if meta["LEAN"] else many)
-
-    spectral_mlp_forward_kernel[grid](
+    R, warps = _forward_shape(CS, HS)
+    spectral_mlp_forward_kernel[blocks, min(triton.cdiv(count, R), lean)](
         torch.view_as_real(dense), w1, b1, w2, b2, torch.view_as_real(out), threshold,
         blocks, modes, count, width, hidden, *strides, CS=CS, CN=CN, HS=HS, HN=HN, ACTIVATION=activation,
-        SHRINK=threshold > 0, MODES_INNER=strides[3] == 1 and width > 1, PRECISION=_precision(),
+        SHRINK=threshold > 0, MODES_INNER=strides[3] == 1 and width > 1, PRECISION=_precision(), R=R,
+        num_warps=warps, num_stages=1,
     )  # fmt: skip
     return y if out is y else y.copy_(out)
 
@@ -303,14 +315,14 @@ def _backward(
     modes, count, strides = _modes(view)
     once = sum(t.numel() for t in weights) * 4
     (CS, _), (HS, _) = _tiles(width), _tiles(hidden)
-    R = 16 if max(CS, HS) > 32 else 32
+    R, warps = _backward_shape(CS, HS)
     # every program reads the weights, writes a part of their gradients, and that is read again
     splits = min(triton.cdiv(count, R), 1 + int(0.3 * 4 * x.numel() * 8 / (3 * once)), triton.cdiv(1024, blocks))
     parts = [t.new_empty(splits, *t.shape) for t in weights]
     spectral_mlp_backward_kernel[blocks, splits](
         torch.view_as_real(dense), torch.view_as_real(dy), *weights, torch.view_as_real(out), *parts, threshold,
         blocks, modes, count, width, hidden, *strides, CS=CS, HS=HS, ACTIVATION=activation, SHRINK=threshold > 0,
-        MODES_INNER=strides[3] == 1 and width > 1, PRECISION=_precision(), R=R, num_warps=8, num_stages=1,
+        MODES_INNER=strides[3] == 1 and width > 1, PRECISION=_precision(), R=R, num_warps=warps, num_stages=1,
     )  # fmt: skip
     dw1, db1, dw2, db2 = (part.sum(0) for part in parts)
     return dx if out is dx else dx.copy_(out), dw1, db1, dw2, db2
