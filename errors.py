@@ -19,7 +19,7 @@ def did_you_mean(value: object, allowed: Iterable[str]) -> str:
         return ""
 
     def likeness(name: str) -> tuple[float, int]:  # of equally similar names, the one that begins alike
-        return round(difflib.SequenceMatcher(None, word, name).ratio(), 6), len(os.path.commonprefix([word, name]))
+        return round(difflib.SequenceMatcher(None, word, name).ratio(), 6), len(os.path.commonprefix([word, name]))  # noqa: RUF071 - of words, not of paths
 
     return f' Did you mean "{max(near, key=likeness)}"?'
 

@@ -72,9 +72,7 @@ class PyramidConfig:
 class Stage(nn.Module):
     """Downsampling, equal blocks, and a fusion with what entered these; `(B, H, W, C)` to `(B, H', W', C')`."""
 
-    def __init__(
-        self, downsample: nn.Module | None, blocks: list[nn.Module], fusion: nn.Module | None = None
-    ) -> None:
+    def __init__(self, downsample: nn.Module | None, blocks: list[nn.Module], fusion: nn.Module | None = None) -> None:
         super().__init__()
         self.downsample = downsample
         self.blocks = nn.ModuleList(blocks)
