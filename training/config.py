@@ -155,6 +155,16 @@ def model_options(config: RunConfig, demanded: Mapping[str, Any]) -> dict[str, A
         ConfigError: the configuration of the model says something else than the data.
     """
     known = keyword_options(backbone_class(model_config(config.model)).config_class)  # type: ignore[attr-defined]
+    for key, data, kind in (
+        ("vocab_size", "tokens", "model=mamba2_tiny"),
+        ("in_chans", "images", "model=caformer_s18"),
+    ):
+        if key in demanded and key not in known:
+            backbone = model_config(config.model)["backbone"]
+            raise ConfigError(
+                f'model.backbone: the task "{config.task.get("name")}" gives {data}, which the backbone "{backbone}" '
+                f"does not take. Choose another model, such as {kind}."
+            )
     options = {key: value for key, value in demanded.items() if key in known}
     for key, value in options.items():
         given = config.model.get(key)
