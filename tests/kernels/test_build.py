@@ -1,0 +1,111 @@
+"""`kernels.build`: every kernel compiles for every architecture, and what is wrong with one is found."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from mixerzoo.kernels.build import SHARED_MEMORY, Built, Report, _multiplies_16_bit, build_elsewhere, main
+
+pytest.importorskip("triton")
+
+FINE = {
+    "case": "op.forward",
+    "kernel": "kernel",
+    "default": True,
+    "config": {"X": 64},
+    "registers": 64,
+    "spilled": 0,
+    "shared": 1024,
+    "matrix": ["mma"],
+    "dots": True,
+}
+
+
+@pytest.mark.parametrize("arch", SHARED_MEMORY)
+def test_default_configs(arch):
+    report = build_elsewhere(arch, default_only=True)
+    assert not report.problems()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", SHARED_MEMORY)
+def test_every_config(arch):
+    assert not build_elsewhere(arch).problems()
+
+
+def test_what_counts_as_a_problem():
+    assert not Report("sm_90", [Built(**FINE)]).problems()
+    for change, words in [
+        ({"spilled": 8}, "spills 8"),
+        ({"spilled": None}, "unknown"),
+        ({"shared": 300_000}, "shared memory"),
+        ({"matrix": []}, "matrix instructions"),
+    ]:
+        (problem,) = Report("sm_90", [Built(**(FINE | change))]).problems()
+        assert words in problem
+    assert not Report("sm_90", [Built(**(FINE | {"spilled": 8, "default": False}))]).problems()
+    assert not Report("sm_90", [Built(**(FINE | {"matrix": [], "dots": False}))]).problems()
+    assert Report("sm_90").problems() == ["sm_90: no kernel was compiled"]
+    assert Report("sm_90", [Built(**FINE)], ["op.backward: CompilationError"]).problems()
+
+
+def test_products_of_16_bit_matrices_are_recognised():
+    dot = "%d = tt.dot %a, %b, %c : tensor<16x16x{0}> * tensor<16x16x{0}> -> tensor<16x16xf32>"
+    assert _multiplies_16_bit(dot.format("bf16"))
+    assert _multiplies_16_bit(dot.format("f16"))
+    assert not _multiplies_16_bit(dot.format("f32"))
+    assert not _multiplies_16_bit("%d = tt.load %a : tensor<16x16xbf16> * tensor<16x16xbf16>")
+
+
+BROKEN = """
+import sys
+import torch, triton, triton.language as tl
+from mixerzoo.kernels.autotune import configs
+from mixerzoo.kernels.build import build
+
+@triton.jit
+def good(x_ptr):
+    tl.store(x_ptr + tl.arange(0, 16), 1.0)
+
+@triton.jit
+def bad(x_ptr):
+    tl.store(x_ptr + tl.arange(0, 15), 1.0)
+
+@triton.autotune(configs=configs(({"W": 128}, 1, 1), ({"W": 16}, 1, 1)), key=[])
+@triton.jit
+def spilling(x_ptr, W: tl.constexpr):
+    i = tl.arange(0, W)
+    tile = tl.load(x_ptr + i[:, None] * W + i[None, :])
+    tl.store(x_ptr + i[:, None] * W + i[None, :], tl.dot(tile, tile, input_precision="ieee"))
+
+x = torch.zeros(1 << 14)
+report = build("sm_90", {
+    "op.good": lambda: good[1,](x), "op.bad": lambda: bad[1,](x), "op.spilling": lambda: spilling[1,](x),
+})
+print(report.table())
+print(*report.problems(), sep="\\n")
+"""
+
+
+def test_broken_kernels_are_found(tmp_path):
+    script = tmp_path / "broken.py"
+    script.write_text(BROKEN)
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    problems = done.stdout.split("\n\n")[0].splitlines()[1:]
+    lines = [p for p in problems if p.startswith("sm_90: ")]
+    assert len(lines) == 2, done.stdout
+    assert lines[0].startswith("sm_90: op.bad: CompilationError")
+    assert lines[1].startswith("sm_90: op.spilling: spilling {'W': 128")
+    assert "3 kernels built" in done.stdout
+
+
+def test_mistakes_are_explained(capsys):
+    assert main(["--arch", "sm_9"]) == 2
+    assert 'Did you mean "sm_90"?' in capsys.readouterr().err
+    assert main(["--only", "selective_scann"]) == 2
+    assert 'Did you mean "selective_scan"?' in capsys.readouterr().err
