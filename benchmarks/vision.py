@@ -17,11 +17,10 @@ from typing import Any
 
 import timm
 import torch
-from torch import Tensor, nn
-
 from mixerzoo import create_model
 from mixerzoo.benchmarks.interleaved import interleave, ratio
 from mixerzoo.training.cost import measure_activation_bytes
+from torch import Tensor, nn
 
 MODELS = ["poolformer_s12", "convformer_s18", "caformer_s18"]
 
@@ -89,16 +88,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, ", end="")
+    machine = platform.processor() or platform.machine()
+    print(f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}, ", end="")
     print(f"timm {timm.__version__}, batch {args.batch} at {args.size}x{args.size}, {args.rounds} rounds")
-    print(f"{'model':16} {'what':14} {'peer':18} {'ratio':>6} {'quartiles':>13} {'img/s':>7} {'peer':>7} {'MiB':>7} {'peer':>7}")
+    columns = f"{'ratio':>6} {'quartiles':>13} {'img/s':>7} {'peer':>7} {'MiB':>7} {'peer':>7}"
+    print(f"{'model':16} {'what':14} {'peer':18} {columns}")
     rows = []
     for name in args.models:
         for row in measure(name, args.batch, args.size, args.rounds):
             rows.append(row)
             memory = "".join(f" {row[k]:7.0f}" for k in ("activation_mib", "peer_activation_mib") if k in row)
             print(
-                f"{row['model']:16} {row['what']:14} {row['peer']:18} {row['ratio']:6.2f} {row['low']:6.2f}-{row['high']:<6.2f} "
+                f"{row['model']:16} {row['what']:14} {row['peer']:18} "
+                f"{row['ratio']:6.2f} {row['low']:6.2f}-{row['high']:<6.2f} "
                 f"{row['images_per_second']:7.1f} {row['peer_images_per_second']:7.1f}{memory}",
                 flush=True,
             )
