@@ -369,7 +369,7 @@ def _backward(
     _gradients_kernel[batch * heads * triton.cdiv(length, CHUNK),](
         q, k, v, beta, given(g, v), given(index, v), dy, starts, corrected, d_ends, d_wrong, dq, dk, dv, dbeta, dg,
         scale, length, heads, *strides(q), *strides(k), *strides(v), *strides(beta), *strides(g), *strides(dy),
-        num_stages=1, **constants,
+        num_stages=1, **constants | {"BLOCK_V": 16},
     )  # fmt: skip
     return dq, dk, dv, dbeta, dg, d_initial
 

@@ -34,23 +34,32 @@ LEVELS = 5  # log2(C)
 
 
 @triton.jit
-def _sums(g, HALF: tl.constexpr, REVERSE: tl.constexpr):
-    """Sums of g from the first row of its `HALF` rows to each row, or from after each row to the last."""
-    if HALF == 1:
-        return g if not REVERSE else g * 0.0
+def _total(which, g, PRECISION: tl.constexpr):
+    """For each row the sum of the rows of g that `which` (bool) names, on matrix units.
+
+    Scans along blocks of every size need more registers than there are. Where products are not exact in float32, g goes
+    in as the sum of two bfloat16 numbers: 16 bits of it count, while all terms have one sign.
+    """
+    if PRECISION == "ieee":
+        return dot(which.to(tl.float32), g, PRECISION)
     else:
-        cut = tl.reshape(g, [g.shape[0] // HALF, HALF, g.shape[1]])
-        if REVERSE:
-            return tl.reshape(tl.cumsum(cut, 1, reverse=True) - cut, [g.shape[0], g.shape[1]])
-        else:
-            return tl.reshape(tl.cumsum(cut, 1), [g.shape[0], g.shape[1]])
+        ones = which.to(tl.bfloat16)
+        high = g.to(tl.bfloat16)
+        low = (g - high.to(tl.float32)).to(tl.bfloat16)
+        return dot(ones, high, PRECISION, dot(ones, low, PRECISION))
 
 
 @triton.jit
-def _pairs(row, HALF: tl.constexpr):
-    """Pairs (query, key) of a level: neighbouring halves of one block, the query in the second."""
-    half = row // HALF
-    return (half[:, None] == half[None, :] + 1) & (half % 2 == 1)[:, None]
+def _level(row, g, level, PRECISION: tl.constexpr):
+    """Pairs (query, key) of a level: neighbouring halves of one block, the query in the second; and their decays.
+
+    Returns the pairs, exp(sum of g from the start of its half to each row), and exp(sum after each row to the end).
+    """
+    half = row >> level
+    same = half[:, None] == half[None, :]
+    until = tl.exp(_total(same & (row[:, None] >= row[None, :]), g, PRECISION))
+    after = tl.exp(_total(same & (row[:, None] < row[None, :]), g, PRECISION))
+    return (half[:, None] == half[None, :] + 1) & ((half & 1) == 1)[:, None], until, after
 
 
 @triton.jit
@@ -133,15 +142,14 @@ def _product_kernel(
             if HAS_INDEX:
                 factor = tl.where((here == before)[:, None], factor, 0.0)
             out = dot((q_tile * factor).to(q_tile.dtype), state, PRECISION, out)
-        for level in tl.static_range(LEVELS):
-            right = (q_tile * tl.exp(_sums(g_tile, 1 << level, False))).to(q_tile.dtype)
-            left_tile = (k_tile * tl.exp(_sums(g_tile, 1 << level, True))).to(q_tile.dtype)
+        for level in range(LEVELS):
+            pairs, until, after = _level(row, g_tile, level, PRECISION)
+            right = (q_tile * until).to(q_tile.dtype)
+            left_tile = (k_tile * after).to(q_tile.dtype)
             if BACKWARD:
-                part = dot(left_tile, tl.trans(right), PRECISION)
-                scores += tl.where(tl.trans(_pairs(row, 1 << level)), part, 0.0)
+                scores += tl.where(tl.trans(pairs), dot(left_tile, tl.trans(right), PRECISION), 0.0)
             else:
-                part = dot(right, tl.trans(left_tile), PRECISION)
-                scores += tl.where(_pairs(row, 1 << level), part, 0.0)
+                scores += tl.where(pairs, dot(right, tl.trans(left_tile), PRECISION), 0.0)
         same = tl.sum(q_tile.to(tl.float32) * k_tile.to(tl.float32), 1)
         scores += tl.where(row[:, None] == row[None, :], same[:, None], 0.0)
     if HAS_INDEX:
@@ -248,12 +256,11 @@ def _gradients_kernel(
     dg_tile = tl.cumsum(sent, 0) - sent + (passed * across)[None, :]
     dq_tile += same[:, None] * k_tile
     dk_tile += same[:, None] * q_tile
-    for level in tl.static_range(LEVELS):
-        until = tl.exp(_sums(g_tile, 1 << level, False))
-        after = tl.exp(_sums(g_tile, 1 << level, True))
+    for level in range(LEVELS):
+        pairs, until, after = _level(row, g_tile, level, PRECISION)
         right = (q_tile * until).to(q_tile.dtype)
         left_tile = (k_tile * after).to(q_tile.dtype)
-        part = tl.where(_pairs(row, 1 << level), d_scores, 0.0).to(q_tile.dtype)
+        part = tl.where(pairs, d_scores, 0.0).to(q_tile.dtype)
         d_right = dot(part, left_tile, PRECISION)
         d_left = dot(tl.trans(part), right, PRECISION)
         dq_tile += d_right * until
@@ -350,7 +357,7 @@ def _backward(
     _gradients_kernel[batch * heads * triton.cdiv(length, CHUNK), triton.cdiv(keys, 32)](
         q, k, v, g, given(index, v), dy, starts, d_ends, dq, dk, dg,
         scale, length, heads, *strides(q), *strides(k), *strides(v), *strides(g), *strides(dy),
-        LEVELS=LEVELS, num_stages=1, **constants | {"BLOCK_K": block(keys, 32), "BLOCK_V": block(size, 32)},
+        LEVELS=LEVELS, num_stages=1, **constants | {"BLOCK_K": block(keys, 32), "BLOCK_V": 16},
     )  # fmt: skip
     return dq, dk, dv, dg, d_initial
 
