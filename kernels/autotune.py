@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 
 import triton
+from triton import knobs
 
 Candidate = tuple[Mapping[str, int], int, int]
 
@@ -16,6 +17,6 @@ def configs(*candidates: Candidate) -> list[triton.Config]:
     Only the first is kept under the interpreter, which cannot time, and where `MIXERZOO_AUTOTUNE=0` asks for runs that
     are the same every time: configs sum in different orders, so that another choice changes the last bits.
     """
-    if triton.knobs.runtime.interpret or os.environ.get("MIXERZOO_AUTOTUNE", "1") == "0":
+    if knobs.runtime.interpret or os.environ.get("MIXERZOO_AUTOTUNE", "1") == "0":
         candidates = candidates[:1]
     return [triton.Config(dict(c), num_warps=warps, num_stages=stages) for c, warps, stages in candidates]

@@ -32,8 +32,9 @@ def triton_obstacle(device_type: str) -> str | None:
     if device_type == "cuda":  # ROCm tensors call themselves cuda, too
         return None
     import triton
+    from triton import knobs
 
-    if triton.knobs.runtime.interpret:
+    if knobs.runtime.interpret:
         return None
     try:  # a compile-only driver may be active although no GPU is there
         triton.runtime.driver.active.get_current_target()

@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton import knobs
 
 from ..errors import ConfigError
 from .interpreter import vectorize_scans
@@ -19,7 +20,7 @@ CHUNK = 64  # C: a tile of C x C scores is four (16 x 16) blocks per warp with f
 LARGEST_KEY = 256  # the state of a program, K x 64 in float32, must fit its registers
 
 
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+INTERPRETED = tl.constexpr(knobs.runtime.interpret)
 
 # -- in kernels
 

@@ -6,6 +6,7 @@ Axis letters: B batch, N tokens, C channels, E hidden channels, H height, W widt
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -88,7 +89,9 @@ class SeparableConv(Mixer, name="conv"):
         if mask is not None:
             hidden = hidden * mask.unsqueeze(-1)
         if self.is_causal:
-            mixed = kernels.causal_conv1d(hidden, self.weight.squeeze(1), self.conv_bias, document_ids=document_ids)
+            mixed: Any = kernels.causal_conv1d(
+                hidden, self.weight.squeeze(1), self.conv_bias, document_ids=document_ids
+            )
         else:
             conv, padding = _CONVS[self.rank], self.kernel_size // 2
             mixed = conv(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -137,7 +137,7 @@ class HyenaFilter(nn.Module):
         super().__init__()
         self.z = nn.Parameter(position_features(l_max, emb_dim))
         widths = [emb_dim, *[order] * (inner + 1)]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
+        self.layers: Any = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
         self.last = nn.Linear(order, dim, bias=False)
         self.frequency = frequency
         self.freq = nn.Parameter(torch.full((order,), float(frequency)))

@@ -127,8 +127,8 @@ def convert_timm_vit(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -
 
 def _timm_head(config: Mapping[str, Any]) -> dict[str, Any]:
     """timm pools before the norm, and its MLP head has another eps than the official one."""
-    head = config.get("head", "linear")
-    head = {"name": head} if isinstance(head, str) else dict(head)
+    given = config.get("head", "linear")
+    head: dict[str, Any] = {"name": given} if isinstance(given, str) else dict(given)
     head.update(norm={"name": "layer_norm", "eps": 1e-6}, norm_first=False)
     if head["name"] == "mlp":
         head["eps"] = 1e-6

@@ -133,7 +133,7 @@ class MixerZooForCausalLM(PreTrainedModel, GenerationMixin):
         return self.model.embedding
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.model.embedding = value
+        self.model.embedding = value  # pyright: ignore[reportAttributeAccessIssue] - transformers passes any module
 
     def get_output_embeddings(self) -> None:
         """None: a tied head has no matrix of its own, and transformers must not tie it again."""
@@ -203,7 +203,7 @@ class MixerZooForCausalLM(PreTrainedModel, GenerationMixin):
         if "cache" not in getattr(generation_utils, "ALL_CACHE_NAMES", ()):
             # earlier versions know the cache by other names only, and would not reorder ours
             raise ConfigError("beam search needs a transformers whose generate passes `cache`; or use num_beams=1.")
-        return super()._beam_search(*args, **options)
+        return super()._beam_search(*args, **options)  # pyright: ignore[reportAttributeAccessIssue] - untyped there
 
     def _reorder_cache(self, cache: LanguageState, beam_idx: Tensor) -> LanguageState:
         return reorder_state(cache, beam_idx)

@@ -56,7 +56,7 @@ class Language(nn.Module):
         self.token_type = nn.Embedding(config.type_vocab_size, dim) if config.type_vocab_size else None
         self.embedding_norm = NORMS.build(config.norm, dim, key=f"{key}.norm") if post else nn.Identity()
         self.projection = nn.Linear(dim, dim) if config.embedding_projection else nn.Identity()
-        self.blocks = nn.ModuleList(self._blocks(config, key))
+        self.blocks: Any = nn.ModuleList(self._blocks(config, key))
         self.norm = nn.Identity() if post else NORMS.build(config.norm, dim, key=f"{key}.norm")
         self.head = self._head(config)
         init_weights(self)

@@ -102,7 +102,7 @@ class Pyramid(VisionBackbone):
         blocks = per_stage(config.block, stages, key=f"{key}.block")
         layer_scales = per_stage(config.layer_scale, stages, key=f"{key}.layer_scale")
         res_scales = per_stage(config.res_scale, stages, key=f"{key}.res_scale")
-        drop_paths = calculate_drop_path_rates(config.drop_path, list(config.depths), stagewise=True)
+        drop_paths: Any = calculate_drop_path_rates(config.drop_path, list(config.depths), stagewise=True)
         fusions = per_stage(config.fusion, stages, key=f"{key}.fusion")
         downsamples = [None, *per_stage(config.downsample, stages - 1, key=f"{key}.downsample")]
         size = check_image_size(config.image_size, key=f"{key}.image_size")

@@ -55,9 +55,10 @@ def model_config(name_or_config: str | Path | Mapping[str, Any]) -> dict[str, An
         ConfigError: unknown name, unreadable file, or a mapping without `backbone`.
     """
     if isinstance(name_or_config, Mapping):
-        config = dict(name_or_config)
-        if OmegaConf.is_config(name_or_config):
-            config = OmegaConf.to_container(name_or_config, resolve=True)  # type: ignore[assignment]
+        plain: Any = (
+            OmegaConf.to_container(name_or_config, resolve=True) if OmegaConf.is_config(name_or_config) else None
+        )
+        config: dict[str, Any] = dict(name_or_config if plain is None else plain)
         if "base" in config:
             base = model_config(config.pop("base"))
             config = {**base, **config}
@@ -82,9 +83,9 @@ def apply_overrides(config: dict[str, Any], overrides: Mapping[str, Any], *, key
     config = copy.deepcopy(config)
     for path, value in overrides.items():
         *parents, last = path.split(".")
-        node = config
+        node: dict[str, Any] = config
         for i, parent in enumerate(parents):
-            entry = node.get(parent)
+            entry: Any = node.get(parent)
             if isinstance(entry, str):
                 entry = {"name": entry}
             if not isinstance(entry, dict):

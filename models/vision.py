@@ -50,7 +50,7 @@ class VisionBackbone(nn.Module):
 
     config_class: ClassVar[type]
     head: Head
-    stages: nn.ModuleList
+    stages: Any  # nn.ModuleList, whose elements a type checker does not know
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -166,7 +166,7 @@ class VisionBackbone(nn.Module):
     ) -> list[int]:
         """Drop what the given features do not need; returns the stage indices."""
         take, last = feature_take_indices(len(self.stages), indices)
-        self.stages = self.stages[: last + 1]  # type: ignore[assignment]
+        self.stages = self.stages[: last + 1]
         if prune_head:
             self.reset_classifier(0, "")
         if prune_norm:

@@ -128,7 +128,7 @@ def load_hub(dataset: str, config: str | None, split: str) -> Any:
         ConfigError: the package `datasets` is missing, or it cannot load this.
     """
     try:
-        import datasets
+        import datasets  # pyright: ignore[reportMissingImports] - an optional extra
     except ImportError as error:
         raise ConfigError('task: this task needs the package datasets: pip install "mixerzoo[text]".') from error
     try:

@@ -185,7 +185,7 @@ class ListOps(SequenceClassification, name="listops"):
         while len(sequences) < wanted:
             before = len(sequences)
             for tokens, value in zip(*listops(rng, _BATCH_OF_TREES, **self.options), strict=True):
-                digest = hashlib.blake2b(tokens, digest_size=16).digest()
+                digest = hashlib.blake2b(tokens.tobytes(), digest_size=16).digest()
                 if digest not in seen:
                     seen.add(digest)
                     sequences.append(tokens)

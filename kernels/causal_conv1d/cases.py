@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
 
 from ..costs import Cost, nbytes
 from . import causal_conv1d, causal_conv1d_step
 
 
-def _inputs(batch: int, length: int, channels: int, taps: int, dtype: torch.dtype) -> dict[str, Tensor]:
+def _inputs(batch: int, length: int, channels: int, taps: int, dtype: torch.dtype) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     shapes = {"x": (batch, length, channels), "weight": (channels, taps), "bias": (channels,)}
     return {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
@@ -18,15 +19,15 @@ def _inputs(batch: int, length: int, channels: int, taps: int, dtype: torch.dtyp
 def case_forward() -> dict[str, int]:
     """Inference with SiLU."""
     inputs = _inputs(1, 64, 256, 4, torch.bfloat16)
-    y = causal_conv1d(**inputs, activation="silu", backend="triton")
+    y: Any = causal_conv1d(**inputs, activation="silu", backend="triton")
     return {"bytes": nbytes(*inputs.values(), y)}
 
 
-def _backward(dtype: torch.dtype, **options: Tensor) -> dict[str, int]:
+def _backward(dtype: torch.dtype, **options: Any) -> dict[str, int]:
     inputs = _inputs(1, 64, 128, 4, dtype) | {k: v for k, v in options.items() if v.is_floating_point()}
     inputs = {k: v.requires_grad_() for k, v in inputs.items()}
     integers = {k: v for k, v in options.items() if not v.is_floating_point()}
-    y = causal_conv1d(**inputs, **integers, activation="silu", backend="triton")
+    y: Any = causal_conv1d(**inputs, **integers, activation="silu", backend="triton")
     grads = torch.autograd.grad(y, list(inputs.values()), torch.ones_like(y))
     return {"bytes": nbytes(*inputs.values(), *integers.values(), y, y, *grads)}
 

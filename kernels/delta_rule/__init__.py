@@ -74,8 +74,8 @@ def delta_rule(
         from .triton import delta_rule_triton as run
     else:
         from .eager import delta_rule_eager as run
-    scale = keys**-0.5 if scale is None else float(scale)
-    y, state = run(q, k, v, beta, g, scale, initial_state, document_ids)
+    factor = keys**-0.5 if scale is None else float(scale)
+    y, state = run(q, k, v, beta, g, factor, initial_state, document_ids)
     return (y, state) if return_final_state else y
 
 

@@ -69,8 +69,8 @@ def gla(
         from .triton import gla_triton as run
     else:
         from .eager import gla_eager as run
-    scale = keys**-0.5 if scale is None else float(scale)
-    y, state = run(q, k, v, g, scale, initial_state, document_ids)
+    factor = keys**-0.5 if scale is None else float(scale)
+    y, state = run(q, k, v, g, factor, initial_state, document_ids)
     return (y, state) if return_final_state else y
 
 

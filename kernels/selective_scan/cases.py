@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from ..costs import Cost, nbytes
 from . import selective_scan, selective_scan_step
 
 
-def _inputs(batch: int, length: int, channels: int, states: int, groups: int, dtype: torch.dtype) -> dict[str, Tensor]:
+def _inputs(batch: int, length: int, channels: int, states: int, groups: int, dtype: torch.dtype) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
@@ -35,9 +37,9 @@ def case_forward() -> dict[str, int]:
     return {"bytes": nbytes(*inputs.values(), y, state)}
 
 
-def _backward(inputs: dict[str, Tensor], **options: Tensor) -> dict[str, int]:
+def _backward(inputs: dict[str, Any], **options: Any) -> dict[str, int]:
     inputs = {k: v.requires_grad_() for k, v in inputs.items()}
-    y = selective_scan(**inputs, delta_softplus=True, backend="triton", **options)
+    y: Any = selective_scan(**inputs, delta_softplus=True, backend="triton", **options)
     grads = torch.autograd.grad(y, list(inputs.values()), torch.ones_like(y))
     return {"bytes": nbytes(*inputs.values(), *options.values(), y, y, *grads)}  # y twice: its gradient is read, too
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
 
 from ..costs import Cost, nbytes
 from . import spectral_mlp
 
 
-def _inputs(shape: tuple[int, ...], blocks: int, *, modes_inner: bool = False) -> dict[str, Tensor]:
+def _inputs(shape: tuple[int, ...], blocks: int, *, modes_inner: bool = False) -> dict[str, Any]:
     width = shape[-1] // blocks
     x = torch.randn(shape, dtype=torch.complex64)
     if modes_inner:  # as a Fourier transform over (H, W) returns it
@@ -18,7 +19,7 @@ def _inputs(shape: tuple[int, ...], blocks: int, *, modes_inner: bool = False) -
     return {"x": x} | {k: 0.1 * torch.randn(2, blocks, *s) for k, s in shapes.items()}
 
 
-def _flops(inputs: dict[str, Tensor]) -> int:
+def _flops(inputs: dict[str, Any]) -> int:
     return 16 * inputs["x"].numel() * inputs["w1"].shape[-1]
 
 
@@ -41,11 +42,6 @@ def case_forward() -> dict[str, int]:
     return _forward((2, 14, 8, 64), 4)
 
 
-def case_forward_afno() -> dict[str, int]:
-    """Inference with AFNO-B's blocks of 96 channels, two of its eight."""
-    return _forward((1, 32, 17, 192), 2)
-
-
 def case_backward() -> dict[str, int]:
     """Forward and backward, 4 blocks of 16 channels."""
     return _both((2, 14, 8, 64), 4)
@@ -54,11 +50,6 @@ def case_backward() -> dict[str, int]:
 def case_backward_modes_inner() -> dict[str, int]:
     """Forward and backward, 2 blocks of 32 channels, modes innermost in memory."""
     return _both((2, 14, 8, 64), 2, modes_inner=True)
-
-
-def case_backward_wide() -> dict[str, int]:
-    """Forward and backward, a block of 64 channels."""
-    return _both((2, 14, 8, 64), 1)
 
 
 def roofline() -> list[Cost]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ..costs import Cost, nbytes
 from . import token_mlp
 
 
-def _inputs(samples: int, tokens: int, hidden: int, channels: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def _inputs(samples: int, tokens: int, hidden: int, channels: int, dtype: torch.dtype) -> dict[str, Any]:
     shapes = {
         "x": (samples, tokens, channels),
         "w1": (hidden, tokens),
