@@ -5,9 +5,9 @@
 Each op runs at the size of a real model, forward, and forward with backward. Printed are the median time, the floor
 (`mixerzoo.kernels.costs`: what the compulsory bytes and flops take at the data sheet's rates) and the same for the
 peers that are installed: flash-linear-attention, mamba_ssm and causal_conv1d, and PyTorch (our eager path, or the
-library's function). Runs are interleaved, and the cache is flushed in between. Without a GPU it says so and exits with
-library's function). Runs are interleaved, and the cache is flushed in between. Without a GPU it says so and exits with 2.
+library's function). Runs are interleaved, and the cache is flushed in between. Without a GPU it exits with 2.
 
+B batch, L tokens, D channels, N states, H heads, K and V head sizes.
 """
 
 from __future__ import annotations
