@@ -221,7 +221,7 @@ class LinearAttention(LinearHeads, name="linear_attention"):
         q, k, v = (t.squeeze(1) for t in self._features(qkv[:, None], state.position[:, None]))
         g = self._log_decay(gates)
         scale = self.head_dim**-0.5
-        if self.decay == "channel":
+        if self.decay == "channel" and g is not None:
             y, memory = gla_step(q, k, v, g, state.memory, scale=scale)
         else:
             y, memory = ssd_step(q, k, v, g, state.memory, scale=scale)

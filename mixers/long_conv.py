@@ -150,7 +150,7 @@ class HyenaFilter(nn.Module):
     def reset_parameters(self) -> None:
         """Position features, the frequency, and torch's values of linear layers."""
         with torch.no_grad():
-            self.z.copy_(position_features(*self.z.shape, self.z.device))
+            self.z.copy_(position_features(self.z.shape[0], self.z.shape[1], self.z.device))
             self.freq.fill_(self.frequency)
         for layer in (*self.layers, self.last):
             layer.reset_parameters()

@@ -216,7 +216,8 @@ class ListOps(SequenceClassification, name="listops"):
 
     def fingerprint(self) -> str:
         lengths = np.array([len(row) for row in self._sequences])
-        return hash_arrays({"all": (np.concatenate(self._sequences), lengths), "values": (self._values.numpy(),) * 2})
+        values = self._values.numpy()
+        return hash_arrays({"all": (np.concatenate(self._sequences), lengths), "values": (values, values)})
 
 
 class Pixels(SequenceClassification, name="pixels"):

@@ -7,6 +7,8 @@ channels. The layout of x is kept, as a CPU's Fourier transform returns the tran
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -84,7 +86,7 @@ def _backward(
     dx = torch.empty_like(dense)
     dw1, db1, dw2 = (torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (w1, b1, w2))
     db2 = torch.zeros_like(w2[:, 0], memory_format=torch.contiguous_format)
-    views = [viewed(t, axes, blocks) for t in (dy, y, dx)]
+    views: list[Any] = [viewed(t, axes, blocks) for t in (dy, y, dx)]
     for v, g, out, dv in _parts(modes, *views) if x.numel() else ():
         if threshold > 0:
             real = torch.view_as_real(g)
