@@ -357,7 +357,7 @@ def _backward(
     _gradients_kernel[batch * heads * triton.cdiv(length, CHUNK), triton.cdiv(keys, 32)](
         q, k, v, g, given(index, v), dy, starts, d_ends, dq, dk, dg,
         scale, length, heads, *strides(q), *strides(k), *strides(v), *strides(g), *strides(dy),
-        LEVELS=LEVELS, num_stages=1, **constants | {"BLOCK_K": block(keys, 32), "BLOCK_V": 16},
+        LEVELS=LEVELS, num_stages=1, **constants | {"BLOCK_K": block(keys, 32), "BLOCK_V": 16, "num_warps": 8},
     )  # fmt: skip
     return dq, dk, dv, dg, d_initial
 

@@ -470,8 +470,9 @@ def _backward(
         **{name: value for name, value in constants.items() if name != "HAS_BETA"},
         num_warps=4, num_stages=3,
     )  # fmt: skip
-    # With few programs, the heads of a group are shared out; each part then sums in its own place.
-    parts = min(group, max(1, PROGRAMS // 4 // (batch * chunks * groups)))
+    # With few programs, the heads of a group are shared out, two or more to each part: a part reads q and k again and
+    # writes its own sums in float32.
+    parts = min(triton.cdiv(group, 2), max(1, PROGRAMS // 4 // (batch * chunks * groups)))
     share = triton.cdiv(group, parts)
     parts = triton.cdiv(group, share)
     if parts > 1:

@@ -63,7 +63,7 @@ def test_eager_variants():
 
 
 def test_equal_keys_stay_accurate():
-    """The hardest system: all keys equal, whose powers have entries up to 1e18 although its inverse has none above 1."""
+    """The hardest system: all keys equal, with powers of up to 1e18 but an inverse of at most 1."""
     inputs = scan_inputs("delta_rule", 1, 64, 1, 3, 4, gates=False)
     inputs["k"] = inputs["k"][:, :1].expand(-1, 64, -1, -1).contiguous()
     inputs["beta"] = torch.ones_like(inputs["beta"])
