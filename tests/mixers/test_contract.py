@@ -139,7 +139,7 @@ def test_packed_documents_do_not_leak(name: str) -> None:
     document_ids = torch.tensor([0] * 5 + [1] * 7).expand(2, -1)
     y = mixer(x, document_ids=document_ids)
     (grad,) = torch.autograd.grad(y[:, 5:].square().sum(), x)
-    assert grad[:, :5].abs().max() == 0
+    assert grad[:, :5].abs().max() <= 1e-6 * grad.abs().max()  # sums of decays round
     alone = mixer(x[:, 5:].detach())
     torch.testing.assert_close(y[:, 5:], alone, rtol=1e-4, atol=1e-5)
 
