@@ -48,8 +48,8 @@ def case_backward() -> dict[str, int]:
 
 
 def case_backward_modes_inner() -> dict[str, int]:
-    """Forward and backward, 2 blocks of 32 channels, modes innermost in memory."""
-    return _both((2, 14, 8, 64), 2, modes_inner=True)
+    """Forward and backward, 4 blocks of 16 channels, modes innermost in memory."""
+    return _both((2, 14, 8, 64), 4, modes_inner=True)
 
 
 def roofline() -> list[Cost]:

@@ -7,8 +7,8 @@ split in registers, both layers, biases, activation and shrinkage follow without
 does the same once more, from x and dy alone, and adds up the gradients of the weights in registers; one partial sum for
 each program, added afterwards without atomics. Both work along whichever axis is innermost in memory.
 
-Blocks of more than 64 channels, whose weights and gradients exceed the registers of a multiprocessor, take the gradient
-from complex batched products of the library (`eager.py`).
+Up to 16 channels of a block all fits into the registers. Beyond that the kernels spill on some chips (so `auto` prefers the
+library's complex batched products, see `eager.py`), and from 33 channels on the gradient comes from those products in any case.
 """
 
 # ruff: noqa: RUF005 - Triton knows no star inside tuples
@@ -26,11 +26,11 @@ from ...errors import ConfigError
 from ..activation_tiles import activate, activation_slope
 from ..registration import register_op
 from ..tiles import dot
-from . import TRITON_WIDTH
 from .eager import backward_op as library_backward
 from .eager import laid_out, viewed
 
-LARGEST_BACKWARD = 64
+LARGEST = 128  # channels of a block in the forward kernel
+LARGEST_BACKWARD = 32
 
 
 @triton.jit
@@ -248,21 +248,29 @@ def _tiles(size: int) -> tuple[int, int]:
     return 32, triton.cdiv(size, 32)
 
 
+def _on_nvidia() -> bool:
+    if triton.knobs.runtime.interpret:
+        return True
+    return triton.runtime.driver.active.get_current_target().backend == "cuda"
+
+
 def _forward_shape(CS: int, HS: int) -> tuple[int, int]:
     """Modes of a tile and warps that keep the kernel in its registers."""
-    return 32, 8
+    if not _on_nvidia():
+        return 16, 4
+    return (32, 4) if max(CS, HS) <= 16 else (16, 8)
 
 
 def _backward_shape(CS: int, HS: int) -> tuple[int, int]:
     """The same for the backward kernel."""
-    return (16, 8) if max(CS, HS) > 32 else (32, 8)
+    return 16, 4 if max(CS, HS) <= 16 or not _on_nvidia() else 8
 
 
 def _precision() -> str:
-    """Exact products to float32's accuracy: on Nvidia three TF32 products on matrix units, elsewhere float32 ones."""
-    if triton.knobs.runtime.interpret or triton.runtime.driver.active.get_current_target().backend != "cuda":
+    """Exact float32 products unless PyTorch's own may use TF32. Three TF32 products in place of one spill registers."""
+    if triton.knobs.runtime.interpret or torch.get_float32_matmul_precision() == "highest" or not _on_nvidia():
         return "ieee"
-    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return "tf32"
 
 
 def _modes(view: Tensor) -> tuple[int, int, list[int]]:
@@ -375,9 +383,9 @@ def spectral_mlp_triton(
     """
     if x.dtype != torch.complex64:
         raise ConfigError(f'spectral_mlp: backend "triton" takes complex64, not {x.dtype}.')
-    if max(w1.shape[2:]) > TRITON_WIDTH:
+    if max(w1.shape[2:]) > LARGEST:
         raise ConfigError(
-            f'spectral_mlp: backend "triton" takes up to {TRITON_WIDTH} channels and hidden channels of a block, not '
+            f'spectral_mlp: backend "triton" takes up to {LARGEST} channels and hidden channels of a block, not '
             f'{w1.shape[2]} and {w1.shape[3]}; more blocks or backend="eager" help.'
         )
     w1, b1, w2, b2 = (t.contiguous() for t in (w1, b1, w2, b2))
