@@ -7,8 +7,8 @@ split in registers, both layers, biases, activation and shrinkage follow without
 does the same once more, from x and dy alone, and adds up the gradients of the weights in registers; one partial sum for
 each program, added afterwards without atomics. Both work along whichever axis is innermost in memory.
 
-Up to 16 channels of a block all fits into the registers. Beyond that the kernels spill on some chips (so `auto` prefers the
-library's complex batched products, see `eager.py`), and from 33 channels on the gradient comes from those products in any case.
+Up to 16 channels of a block all fits into the registers. Beyond that the kernels spill on some chips, so that `auto`
+prefers the library's complex batched products (`eager.py`); from 33 on the gradient comes from those in any case.
 """
 
 # ruff: noqa: RUF005 - Triton knows no star inside tuples
