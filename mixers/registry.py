@@ -11,10 +11,14 @@ from typing import Any
 from ..errors import ConfigError, unknown
 from ..schema import check_options, keyword_options, split_spec
 from .base import MIXERS, Grid, Mixer
+from .ordered import Ordered
+from .orders import parse_order
 
 # Filled in by `create_mixer` and the backbones, so not part of the options that a user sets.
 RESERVED = ("grid", "causal", "layer_index")
 _CAPABILITIES = ("axes", "causal", "needs_grid", "masks", "packs", "streams", "complexity")
+# Options that every mixer of sequences has, of `Ordered`.
+ORDER_OPTIONS = keyword_options(Ordered, (*RESERVED, "can_be_causal", "key"))
 _discovered = False
 
 
@@ -72,7 +76,10 @@ def list_mixers(**capabilities: Any) -> list[str]:
 
 
 def mixer_options(name: str, *, key: str = "mixer") -> dict[str, inspect.Parameter]:
-    """The options of a mixer, from its constructor: name -> `inspect.Parameter` with default and resolved type hint."""
+    """The options of a mixer, from its constructor: name -> `inspect.Parameter` with default and resolved type hint.
+
+    Every mixer that takes sequences also has those of token orders, `ORDER_OPTIONS`, which are not among these.
+    """
     return keyword_options(mixer_class(name, key=key), RESERVED)
 
 
@@ -82,7 +89,19 @@ def check_mixer_options(name: str, options: Mapping[str, Any], *, key: str = "mi
     Raises:
         ConfigError: an unknown option or a value of the wrong type; the message starts with `key` and the option.
     """
-    check_options(options, mixer_options(name, key=key), key=key, owner=f'mixer "{name}"')
+    takes_order = 1 in mixer_class(name, key=key).axes
+    if not takes_order and options.get("order") is not None:
+        raise ConfigError(
+            f'{key}.order: the mixer "{name}" takes {mixer_class(name).axes} grid axes, not the sequences of an order.'
+        )
+    allowed = {**mixer_options(name), **(ORDER_OPTIONS if takes_order else {})}
+    check_options(options, allowed, key=key, owner=f'mixer "{name}"')
+    if options.get("order") is not None:
+        parse_order(options["order"], key=f"{key}.order")
+    elif takes_order:
+        for option in ("merge", "causal_paths"):
+            if options.get(option, ORDER_OPTIONS[option].default) != ORDER_OPTIONS[option].default:
+                raise ConfigError(f"{key}.{option}: it has no effect without {key}.order.")
 
 
 def create_mixer(
@@ -104,7 +123,8 @@ def create_mixer(
         causal: build the causal form; output t then depends on tokens up to t in raster order.
         layer_index: position in the model, for the few mixers whose constants depend on it.
         key: path of the configuration key, for error messages.
-        options: keyword-only arguments of the mixer's constructor; see `mixer_options(name)`.
+        options: keyword-only arguments of the mixer's constructor; see `mixer_options(name)`. For a mixer of sequences
+            also `order`, `merge` and `causal_paths`: the token order in which it reads a grid; see `ordered.Ordered`.
 
     Returns:
         A module that maps `(B, *grid, C)` to the same shape.
@@ -116,6 +136,29 @@ def create_mixer(
     if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
         raise ConfigError(f"{key}.dim: {dim!r} is not a positive number of channels.")
     check_mixer_options(name, options, key=key)
+    ordering = {option: options.pop(option) for option in ORDER_OPTIONS if 1 in cls.axes and option in options}
+    if ordering.get("order") is None or (causal and ordering["order"] == "raster"):  # a causal mixer reads so anyway
+        return _create(cls, dim, grid, causal, layer_index, key, options)
+    if causal:
+        raise ConfigError(
+            f"{key}.order: a causal model reads its tokens from first to last; {ordering['order']!r} does not."
+        )
+    return Ordered(
+        dim,
+        lambda length, inner: _create(cls, dim, length, inner, layer_index, key, options),
+        **ordering,
+        grid=grid,
+        layer_index=layer_index,
+        can_be_causal=cls.causal,
+        key=key,
+    )
+
+
+def _create(
+    cls: type[Mixer], dim: int, grid: Grid | None, causal: bool, layer_index: int, key: str, options: dict[str, Any]
+) -> Mixer:
+    """A mixer from checked options, without a token order."""
+    name = cls.name
     parameters = inspect.signature(cls.__init__).parameters
     arguments = dict(options)
     if cls.needs_grid:

@@ -103,6 +103,14 @@ def init_weights(root: nn.Module, std: float = 0.02) -> None:
         init_weights(child, std)
 
 
+def outer_mixers(root: nn.Module) -> list[Mixer]:
+    """The mixers in a model, without those inside of another one, which takes care of them."""
+    found: list[Mixer] = []
+    for child in root.children():
+        found += [child] if isinstance(child, Mixer) else outer_mixers(child)
+    return found
+
+
 def no_weight_decay(root: nn.Module) -> set[str]:
     """Names of the parameters of a model that take no weight decay: all vectors, and what its mixers name."""
     names = {name for name, parameter in root.named_parameters() if parameter.ndim <= 1}

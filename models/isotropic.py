@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..mixers import Grid, Mixer, create_mixer
 from ..mixers.registry import check_mixer
-from .blocks import BLOCKS
+from .blocks import BLOCKS, outer_mixers
 from .heads import HEADS
 from .norms import NORMS
 from .pyramid import Stage
@@ -172,5 +172,5 @@ class Isotropic(VisionBackbone):
     def mixers_with_grids(self, image_size: int | tuple[int, int]) -> list[tuple[Mixer, Grid]]:
         height, width = self.stem.out_size(check_image_size(image_size, key="image_size"))
         whole = (height * width + 1,) if self.class_token is not None else (height, width)
-        mixers = [m for m in self.stages.modules() if isinstance(m, Mixer)]
+        mixers = outer_mixers(self.stages)
         return [(m, (height, width) if getattr(m, "class_token", False) else whole) for m in mixers]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..mixers import Grid, Mixer, create_mixer
 from ..mixers.registry import check_mixer
-from .blocks import BLOCKS
+from .blocks import BLOCKS, outer_mixers
 from .channel_mixers import CHANNEL_MIXERS
 from .heads import HEADS
 from .mobile_parts import FUSIONS
@@ -176,5 +176,5 @@ class Pyramid(VisionBackbone):
         for stage in self.stages:
             if stage.downsample is not None:
                 grid = stage.downsample.out_size((grid[0], grid[1]))
-            found += [(m, grid) for m in stage.blocks.modules() if isinstance(m, Mixer)]
+            found += [(m, grid) for m in outer_mixers(stage.blocks)]
         return found
