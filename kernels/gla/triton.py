@@ -43,7 +43,7 @@ def _total(which, g, PRECISION: tl.constexpr):
     if PRECISION == "ieee":
         return dot(which.to(tl.float32), g, PRECISION)
     else:
-        ones = which.to(tl.bfloat16)
+        ones = which.to(tl.float32).to(tl.bfloat16)  # from bool at once, the interpreter takes the bits
         high = g.to(tl.bfloat16)
         low = (g - high.to(tl.float32)).to(tl.bfloat16)
         return dot(ones, high, PRECISION, dot(ones, low, PRECISION))

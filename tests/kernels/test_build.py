@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from mixerzoo.kernels.build import SHARED_MEMORY, Built, Report, _multiplies_16_bit, build_elsewhere, main
+from mixerzoo.kernels.discovery import find_cases
 
 pytest.importorskip("triton")
 
@@ -24,10 +25,21 @@ FINE = {
 }
 
 
+# a minute for one architecture; all ops for all four take ten
+QUICK = ["selective_scan.forward", "causal_conv1d.forward", "shift", "segment_pool.forward", "spectral_filter.forward"]
+
+
+@pytest.mark.parametrize("arch", ["sm_90", "gfx942"])
+def test_default_configs_of_some(arch):
+    assert not build_elsewhere(arch, QUICK, default_only=True).problems()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", SHARED_MEMORY)
-def test_default_configs(arch):
-    report = build_elsewhere(arch, default_only=True)
-    assert not report.problems()
+@pytest.mark.parametrize("op", sorted({name.split(".")[0] for name in find_cases()}))
+def test_default_configs(arch, op):
+    """Fails today for the kernels that `docs/kernels.md` lists under "Known to spill"."""
+    assert not build_elsewhere(arch, [op], default_only=True).problems()
 
 
 @pytest.mark.slow

@@ -258,7 +258,7 @@ ROWS = "seen = row[:, None] {} row[None, :]\n        if"
 CARRY = "d_state = dot(tl.trans(q_tile), weighted, PRECISION, d_state * passed)"
 MUTANTS = [
     (ROWS.format(">="), ROWS.format(">")),
-    ("PRECISION, out)\n", "PRECISION)\n", 20),  # forgets what comes from the state
+    ("PRECISION, out)\n", "PRECISION)\n"),  # forgets what comes from the state
     ("state = dot(tl.trans(k_tile), weighted, PRECISION, state * passed)\n        # The mask", "# The mask"),
     ("dv + place, heads * V", "dv + place, V"),
     ("tl.cumsum(leaving, 0) - leaving", "tl.cumsum(leaving, 0)"),
