@@ -40,6 +40,18 @@ def _fits(x: Tensor, weight: Tensor) -> bool:
     )
 
 
+def _linear_grads(
+    grad: Tensor, x: Tensor, weight: Tensor, needs: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of input, weight and bias of a linear layer."""
+    flat = grad.reshape(-1, grad.shape[-1])
+    return (
+        _one_dnn(grad.contiguous(), weight.t().contiguous(), None, "none") if needs[0] else None,
+        flat.t() @ x.reshape(-1, x.shape[-1]) if needs[1] else None,
+        flat.sum(0) if needs[2] else None,
+    )
+
+
 class _Linear(torch.autograd.Function):
     """`activation(x W^T + b)` for the activations none and relu."""
 
@@ -51,19 +63,11 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, y = ctx.saved_tensors
         if y is not None:
             grad = torch.ops.aten.threshold_backward(grad, y, 0)
-        flat = grad.reshape(-1, grad.shape[-1])
-        grad_x = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            grad_x = _one_dnn(grad.contiguous(), weight.t().contiguous(), None, "none")
-        if ctx.needs_input_grad[1]:
-            grad_weight = flat.t() @ x.reshape(-1, x.shape[-1])
-        if ctx.needs_input_grad[2]:
-            grad_bias = flat.sum(0)
-        return grad_x, grad_weight, grad_bias, None
+        return *_linear_grads(grad, x, weight, ctx.needs_input_grad), None
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str = "none") -> Tensor:
@@ -95,21 +99,47 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation:
     return F.gelu(y) if activation == "gelu" else y
 
 
-class _StarSquare(torch.autograd.Function):
-    """`s h**2 + b` in one pass, for numbers s and b."""
+class _StarLinear(torch.autograd.Function):
+    """`s relu(x W^T + b)**2 + t`: one pass after the product, and a backward that needs no mask of the ReLU."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(hidden, scale)
-        return torch.addcmul(bias, hidden, hidden, value=scale.item())
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor) -> Tensor:
+        hidden = _one_dnn(x, weight, bias, "relu")
+        ctx.save_for_backward(x, weight, hidden, scale)
+        return torch.addcmul(shift, hidden, hidden, value=scale.item())
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        hidden, scale = ctx.saved_tensors
-        product = grad * hidden
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, hidden, scale = ctx.saved_tensors
+        product = grad * hidden  # zero wherever the ReLU is
         grad_scale = torch.dot(product.flatten(), hidden.flatten()).view(1)
-        return product.mul_(2 * scale.item()), grad_scale, grad.sum().view(1)
+        grads = _linear_grads(product.mul_(2 * scale.item()), x, weight, ctx.needs_input_grad)
+        return *grads, grad_scale, grad.sum().view(1)
+
+
+class _SquaredLinear(torch.autograd.Function):
+    """`relu(x W^T + b)**2`, likewise."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        hidden = _one_dnn(x, weight, bias, "relu")
+        ctx.save_for_backward(x, weight, hidden)
+        return hidden * hidden
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, hidden = ctx.saved_tensors
+        return _linear_grads((grad * hidden).mul_(2), x, weight, ctx.needs_input_grad)
+
+
+def squared_relu_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`relu(x W^T + b)**2`, `(..., I)` to `(..., O)`. Primer (2021), arXiv:2109.08668."""
+    if _fits(x, weight) and torch.is_grad_enabled():
+        return _SquaredLinear.apply(x, weight, bias)
+    hidden = linear(x, weight, bias, activation="relu")
+    return hidden * hidden if torch.is_grad_enabled() else hidden.mul_(hidden)
 
 
 def star_relu_linear(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor) -> Tensor:
@@ -123,11 +153,11 @@ def star_relu_linear(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tens
     Returns:
         `(..., O)`.
     """
+    if _fits(x, weight) and torch.is_grad_enabled():
+        return _StarLinear.apply(x, weight, bias, scale, shift)
     hidden = linear(x, weight, bias, activation="relu")
     if not _fits(x, weight):
         return torch.addcmul(shift, hidden, hidden * scale)
-    if torch.is_grad_enabled():
-        return _StarSquare.apply(hidden, scale, shift)
     return torch.addcmul(shift, hidden, hidden, value=scale.item(), out=hidden)
 
 

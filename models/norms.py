@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels.pointwise import linear
+from ..kernels.pointwise import linear, squared_relu_linear
 from ..schema import Parts
 
 NORMS = Parts("norm")
@@ -115,8 +115,7 @@ def star_mlp(
 
     Saves two passes over the wide hidden map and over its gradient.
     """
-    hidden = linear(x, weight1, bias1, activation="relu")
-    hidden = hidden * hidden if torch.is_grad_enabled() else hidden.mul_(hidden)
+    hidden = squared_relu_linear(x, weight1, bias1)
     shift = F.linear(act.bias.expand(weight2.shape[1]), weight2)
     return linear(hidden, weight2 * act.scale, shift if bias2 is None else shift + bias2)
 

@@ -55,6 +55,22 @@ def test_star_relu(monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_squared_relu(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pointwise, "_WORTHWHILE", 0)
+    torch.manual_seed(0)
+    x, weight = torch.randn(3, 7, 41, requires_grad=True), torch.randn(63, 41, requires_grad=True)
+    shift = torch.randn(63, requires_grad=True) if bias else None
+    inputs = [t for t in (x, weight, shift) if t is not None]
+    fast, plain = pointwise.squared_relu_linear(x, weight, shift), F.relu(F.linear(x, weight, shift)) ** 2
+    torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
+    cotangent = torch.randn_like(plain)
+    for a, b in zip(*(torch.autograd.grad(y, inputs, cotangent) for y in (fast, plain)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
+    with torch.inference_mode():
+        torch.testing.assert_close(pointwise.squared_relu_linear(x, weight, shift), plain, rtol=1e-5, atol=1e-5)
+
+
 def test_counts_flops(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pointwise, "_WORTHWHILE", 0)
     x, weight = torch.randn(6, 10), torch.randn(20, 10, requires_grad=True)
