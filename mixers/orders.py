@@ -113,7 +113,8 @@ def _table(key: str, grid: Grid, device: torch.device) -> Table:
     # Real tensors even while something is traced, and no inference tensors, which no later backward could use.
     with _disable_current_modes(), torch.inference_mode(False), torch.device("cpu"):
         made = _build(key, grid)
-        made = Table(*(t.to(device) if isinstance(t, Tensor) else t for t in made))
+        moved: Any = (t.to(device) if isinstance(t, Tensor) else t for t in made)
+        made = Table(*moved)
     if len(_CACHE) >= _CACHE_SIZE:
         _CACHE.pop(next(iter(_CACHE)))
     _CACHE[key, grid, device] = made

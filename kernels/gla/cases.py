@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from ..costs import Cost, nbytes
 from . import gla
 
 
-def _inputs(batch: int, length: int, heads: int, keys: int, size: int) -> dict[str, Tensor]:
+def _inputs(batch: int, length: int, heads: int, keys: int, size: int) -> dict[str, Any]:
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(torch.bfloat16)
 
@@ -24,21 +26,21 @@ def _inputs(batch: int, length: int, heads: int, keys: int, size: int) -> dict[s
     return inputs
 
 
-def _flops(inputs: dict[str, Tensor], passes: int) -> int:
+def _flops(inputs: dict[str, Any], passes: int) -> int:
     """One read and one write of the state per token, K V multiply-adds each; backward twice that."""
     batch, length, heads, size = inputs["v"].shape
     return passes * 2 * batch * length * heads * inputs["q"].shape[3] * 2 * size
 
 
-def _forward(inputs: dict[str, Tensor]) -> dict[str, int]:
+def _forward(inputs: dict[str, Any]) -> dict[str, int]:
     with torch.no_grad():
-        y = gla(**inputs, backend="triton")
+        y: Any = gla(**inputs, backend="triton")
     return {"bytes": nbytes(*inputs.values(), y), "flops": _flops(inputs, 1)}
 
 
-def _backward(inputs: dict[str, Tensor]) -> dict[str, int]:
+def _backward(inputs: dict[str, Any]) -> dict[str, int]:
     inputs = {name: x.requires_grad_() for name, x in inputs.items()}
-    y = gla(**inputs, backend="triton")
+    y: Any = gla(**inputs, backend="triton")
     grads = torch.autograd.grad(y, list(inputs.values()), torch.ones_like(y))
     # y twice: its gradient is read, too
     return {"bytes": nbytes(*inputs.values(), y, y, *grads), "flops": _flops(inputs, 3)}
