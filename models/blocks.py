@@ -88,8 +88,11 @@ class MetaFormerBlock(nn.Module):
         return scaled_sum(x, self.drop_path(branch), self.res_scale2, self.layer_scale2)
 
 
-def init_weights(root: nn.Module, std: float = 0.02) -> None:
+def init_weights(root: nn.Module, std: float | None = 0.02) -> None:
     """Truncated-normal weights and zero biases for the linear and convolution layers outside of the mixers.
+
+    `std=None` takes `fan_in ** -0.5` for each layer. The usual 0.02 suits widths of several hundred channels; in a
+    narrow model it starts every branch near zero, and a short run never leaves that.
 
     Mixers own their initial values: re-initialising them here would ruin a comparison unseen.
     """
@@ -97,7 +100,7 @@ def init_weights(root: nn.Module, std: float = 0.02) -> None:
         if isinstance(child, Mixer):
             continue
         if isinstance(child, (nn.Linear, nn.Conv1d, nn.Conv2d)):
-            trunc_normal_(child.weight, std=std)
+            trunc_normal_(child.weight, std=child.weight[0].numel() ** -0.5 if std is None else std)
             if child.bias is not None:
                 nn.init.zeros_(child.bias)
         init_weights(child, std)

@@ -47,6 +47,7 @@ class IsotropicConfig:
         in_chans: channels of the image.
         num_classes: classes K; 0 for no classifier.
         drop_path: stochastic depth of the last block; earlier blocks have proportionally less.
+        init_std: deviation of the initial weights outside of the mixers; None for `fan_in ** -0.5`, for narrow models.
     """
 
     dim: int
@@ -66,6 +67,7 @@ class IsotropicConfig:
     in_chans: int = 3
     num_classes: int = 1000
     drop_path: float = 0.0
+    init_std: float | None = 0.02
 
 
 class Isotropic(VisionBackbone):

@@ -48,6 +48,7 @@ class PyramidConfig:
         in_chans: channels of the image.
         num_classes: classes K; 0 for no classifier.
         drop_path: stochastic depth of the last block; earlier blocks have proportionally less.
+        init_std: deviation of the initial weights outside of the mixers; None for `fan_in ** -0.5`, for narrow models.
     """
 
     dims: list[int]
@@ -67,6 +68,7 @@ class PyramidConfig:
     in_chans: int = 3
     num_classes: int = 1000
     drop_path: float = 0.0
+    init_std: float | None = 0.02
 
 
 class Stage(nn.Module):

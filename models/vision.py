@@ -87,7 +87,7 @@ class VisionBackbone(nn.Module):
 
     def init_weights(self) -> None:
         """Initial values of everything but the mixers, which own theirs."""
-        init_weights(self)
+        init_weights(self, self.config.init_std)
 
     def run_blocks(self, blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
         """Tokens through blocks, with recomputation in backward where it is on."""
@@ -186,7 +186,7 @@ class VisionBackbone(nn.Module):
         if reset_other:
             self.head.norm = None
         self.head.reset(num_classes)
-        init_weights(self.head)
+        init_weights(self.head, self.config.init_std)
         self.head.to(device=like.device, dtype=like.dtype)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

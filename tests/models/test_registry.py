@@ -196,3 +196,16 @@ def test_star_relu_mlp_equals_its_definition() -> None:
     expected = mlp.fc2(0.7 * torch.relu(mlp.fc1(x)) ** 2 - 0.4)
     torch.testing.assert_close(mlp(x), expected)
     torch.testing.assert_close(mlp.fc2(mlp.act(mlp.fc1(x))), expected)
+
+
+def test_initial_weights_follow_init_std():
+    torch.manual_seed(0)
+    narrow = create_model("metaformer_fashion", num_classes=0)
+    weight = narrow.stages[1].blocks[0].channel_mixer.fc1.weight
+    assert float(weight.detach().std()) == pytest.approx(weight.shape[1] ** -0.5, rel=0.1)
+    usual = create_model("metaformer_fashion", num_classes=0, init_std=0.02)
+    assert float(usual.stages[1].blocks[0].channel_mixer.fc1.weight.detach().std()) == pytest.approx(0.02, rel=0.1)
+    mixers = [m.stages[1].blocks[0].mixer.qkv.weight for m in (narrow, usual)]
+    assert float(mixers[0].detach().std()) == pytest.approx(
+        float(mixers[1].detach().std()), rel=0.1
+    )  # mixers own their initial values
