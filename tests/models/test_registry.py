@@ -208,5 +208,3 @@ def test_initial_weights_follow_init_std():
     mixers = [m.stages[1].blocks[0].mixer.qkv.weight for m in (narrow, usual)]
     first, second = (float(m.detach().std()) for m in mixers)
     assert first == pytest.approx(second, rel=0.1)  # mixers own their initial values
-        float(mixers[1].detach().std()), rel=0.1
-    )  # mixers own their initial values
