@@ -78,6 +78,10 @@ def _start(arguments: Sequence[str]) -> int:
             raise ConfigError(
                 f"{flag}: there is no such option. Settings are written key=value; -m runs a sweep; --help shows all."
             )
+    if any(text.startswith(("ablation=", "ablation.")) for text in overrides):
+        from .ablation.sweep import main as ablate
+
+        return ablate(overrides)
     folder = _resume_path(overrides)
     if folder is not None:
         from .run import run
@@ -136,10 +140,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _complain(error)
         code = 2
     except Interrupted as stop:
-        print(
-            f"stopped at step {stop.step} and saved. Continue with: python train.py resume={stop.folder}",
-            file=sys.stderr,
-        )
+        given = sys.argv[1:] if arguments is None else arguments
+        again = "the same command" if any(a.startswith("ablation") for a in given) else f"resume={stop.folder}"
+        again = again if " " in again else f"python train.py {again}"
+        print(f"stopped at step {stop.step} and saved. Continue with: {again}", file=sys.stderr)
         code = 128 + stop.number
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -181,12 +181,15 @@ def model_options(config: RunConfig, demanded: Mapping[str, Any]) -> dict[str, A
 
 
 def code_version() -> str:
-    """SHA-256 (hex) over the package's Python sources, names and contents, tests and benchmarks apart."""
+    """SHA-256 (hex) over the package's Python sources, names and contents.
+
+    Tests, benchmarks and `training/ablation`, which chooses and shows runs, apart: they change no run.
+    """
     digest = hashlib.sha256()
     folders = ("kernels", "mixers", "models", "tasks", "training")
     files = sorted([*PACKAGE.glob("*.py"), *(p for f in folders for p in (PACKAGE / f).rglob("*.py"))])
     for path in files:
-        if path.name == "setup.py":  # in a checkout only
+        if path.name == "setup.py" or PACKAGE / "training" / "ablation" in path.parents:  # setup.py: in a checkout only
             continue
         digest.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0")
         digest.update(path.read_bytes() + b"\0")

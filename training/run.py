@@ -74,14 +74,19 @@ def costs(model: nn.Module, task: Task) -> dict[str, Any]:
     return figures
 
 
-def check(config: RunConfig) -> None:
+def check(config: RunConfig, task: Task | None = None) -> None:
     """Hold a configuration against data and model without training.
+
+    Args:
+        config: of the run.
+        task: of this configuration, if it is opened already.
 
     Raises:
         ConfigError: whatever `run` would refuse before it starts.
     """
-    task = make_task(config)
-    task.open()
+    if task is None:
+        task = make_task(config)
+        task.open()
     model = make_model(config, task)
     build_optimizer(model, config.optimizer)
     with torch.no_grad():
@@ -154,10 +159,16 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def run(config: RunConfig) -> dict[str, Any]:
+def run(config: RunConfig, *, task: Task | None = None, code: str | None = None, quiet: bool = False) -> dict[str, Any]:
     """Train, evaluate and report; returns the summary.
 
     With `resume`, a finished run is not repeated: its summary is returned.
+
+    Args:
+        config: of the run.
+        task: of this configuration, if it is opened already; runs of a sweep share it.
+        code: version of the code that runs, by default that of the files as they are now.
+        quiet: print nothing and draw no curve, which the report of a sweep does for all of its runs.
 
     Raises:
         ConfigError: a mistake in the configuration or the data, before the run's folder is created; or data that turn
@@ -166,14 +177,15 @@ def run(config: RunConfig) -> dict[str, Any]:
     """
     from accelerate.utils import broadcast_object_list
 
-    code = code_version()
+    code = code or code_version()
     identifier = identity(config, code)
     folder = _choose_folder(config, identifier)
     accelerator = _make_accelerator(config, folder)
     folder = broadcast_object_list([folder])[0]  # a process may have looked after another one had created it
     summary_path = folder / "summary.json"
-    task = make_task(config)
-    display = Display(main=accelerator.is_main_process, bar=config.progress, unit=task.unit)
+    opened = task is not None
+    task = task or make_task(config)
+    display = Display(main=accelerator.is_main_process and not quiet, bar=config.progress, unit=task.unit)
     if config.resume is not None and summary_path.exists():
         display.say(f"{folder} is finished already; see summary.json there.")
         return report.read_json(summary_path)
@@ -181,8 +193,9 @@ def run(config: RunConfig) -> dict[str, Any]:
     if config.resume not in (None, "auto") and _stored_identity(folder) != identifier:
         warnings.warn(f"{folder} was started with another version of the code; its end may differ.", stacklevel=2)
 
-    with accelerator.main_process_first():  # one process downloads, the others find it
-        task.open()
+    if not opened:
+        with accelerator.main_process_first():  # one process downloads, the others find it
+            task.open()
     model = make_model(config, task)
     optimizer = build_optimizer(model, config.optimizer)
     data = TrainingData(
@@ -252,7 +265,8 @@ def run(config: RunConfig) -> dict[str, Any]:
     if accelerator.is_main_process:
         lines = report.read_lines(folder / "metrics.jsonl")
         title = f"{folder.name}   {split} {task.metric} {final[task.metric]:.4f}"
-        report.draw_curve(folder / "curve.png", lines, metric=task.metric, title=title)
+        if not quiet:
+            report.draw_curve(folder / "curve.png", lines, metric=task.metric, title=title)
         report.write_json(summary_path, summary)
     accelerator.log({f"{split}/{k}": v for k, v in final.items() if isinstance(v, float)}, step=trainer.total)
     accelerator.end_training()
