@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels.pointwise import linear, squared_relu_linear
+from ..kernels.pointwise import squared_relu_mlp
 from ..schema import Parts
 
 NORMS = Parts("norm")
@@ -115,9 +115,8 @@ def star_mlp(
 
     Saves two passes over the wide hidden map and over its gradient.
     """
-    hidden = squared_relu_linear(x, weight1, bias1)
     shift = F.linear(act.bias.expand(weight2.shape[1]), weight2)
-    return linear(hidden, weight2 * act.scale, shift if bias2 is None else shift + bias2)
+    return squared_relu_mlp(x, weight1, bias1, weight2 * act.scale, shift if bias2 is None else shift + bias2)
 
 
 _PLAIN: dict[str, Callable[[], nn.Module]] = {

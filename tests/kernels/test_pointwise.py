@@ -56,19 +56,27 @@ def test_star_relu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_squared_relu(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_squared_relu_mlp(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pointwise, "_WORTHWHILE", 0)
     torch.manual_seed(0)
-    x, weight = torch.randn(3, 7, 41, requires_grad=True), torch.randn(63, 41, requires_grad=True)
-    shift = torch.randn(63, requires_grad=True) if bias else None
-    inputs = [t for t in (x, weight, shift) if t is not None]
-    fast, plain = pointwise.squared_relu_linear(x, weight, shift), F.relu(F.linear(x, weight, shift)) ** 2
-    torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
+    x, first, second = torch.randn(3, 7, 41), torch.randn(63, 41), torch.randn(17, 63)
+    shifts = (torch.randn(63), torch.randn(17)) if bias else (None, None)
+    inputs = [t.requires_grad_() for t in (x, first, second, *shifts) if t is not None]
+    fast = pointwise.squared_relu_mlp(x, first, shifts[0], second, shifts[1])
+    plain = F.linear(F.relu(F.linear(x, first, shifts[0])) ** 2, second, shifts[1])
+    torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-3)
     cotangent = torch.randn_like(plain)
     for a, b in zip(*(torch.autograd.grad(y, inputs, cotangent) for y in (fast, plain)), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-2)
+    some = torch.autograd.grad(
+        pointwise.squared_relu_mlp(x, first.detach(), shifts[0], second, None).sum(), (x, second)
+    )
+    expected = torch.autograd.grad(F.linear(F.relu(F.linear(x, first, shifts[0])) ** 2, second).sum(), (x, second))
+    for a, b in zip(some, expected, strict=True):  # a frozen first weight
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-2)
     with torch.inference_mode():
-        torch.testing.assert_close(pointwise.squared_relu_linear(x, weight, shift), plain, rtol=1e-5, atol=1e-5)
+        again = pointwise.squared_relu_mlp(x, first, shifts[0], second, shifts[1])
+        torch.testing.assert_close(again, plain, rtol=1e-5, atol=1e-3)
 
 
 def test_counts_flops(monkeypatch: pytest.MonkeyPatch) -> None:
