@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .base import Grid, Mixer
+from .positions import document_rows, rows_apart
 from .resize import resize_tokens_weight
 
 ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
@@ -60,12 +61,14 @@ class PositionMixer(Mixer):
     more than mixing, the two others, which act on every token on its own.
 
     The causal form takes sequences of up to N tokens and gives to the n-th real token of a row the weights of position
-    n, so that padding may stand anywhere. The other form needs the whole grid; masked tokens then count as zero.
+    n, so that padding may stand anywhere; packed documents each start at position 0. The other form needs the whole
+    grid; masked tokens then count as zero.
     """
 
     causal = "can"
     needs_grid = True
     masks = True
+    packs = True
     streams = True
     memory = "N"
 
@@ -108,12 +111,19 @@ class PositionMixer(Mixer):
 
     # -- shared
 
-    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, *, mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
+        if document_ids is not None and not self.is_causal:
+            raise ConfigError(f'mixer "{self.name}" honours document_ids in its causal form only.')
         if not (self.is_causal and x.ndim == 3 and x.shape[1] <= self.tokens):
             self.check_grid(x)
         v, waiting = self.before(x)
         flat = v.flatten(1, -2)
-        if mask is None:
+        if document_ids is not None:
+            if mask is not None:  # padding is a document of its own
+                document_ids = torch.where(mask, document_ids, document_ids.min() - 1)
+            index, rows, longest = document_rows(document_ids)
+            mixed = self.mix(rows_apart(flat, index, rows, longest))[index]
+        elif mask is None:
             mixed = self.mix(flat)
         elif self.is_causal:
             mixed, _, _ = self._extend(flat, mask, None, flat.shape[1])

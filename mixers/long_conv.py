@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ConfigError
-from .positions import positions_in_segment, segments
+from .positions import document_rows, rows_apart
 from .recurrent import RecurrentMixer, ShortConv
 
 
@@ -75,13 +75,8 @@ class _LongConv(RecurrentMixer):
         if document_ids is None:
             return causal_fft_conv(w, self.kernel(w.shape[1]))
         # every document becomes a row: the FFT sees nothing else. The number of rows depends on the data.
-        segment = segments(document_ids)
-        place = positions_in_segment(segment)
-        count = segment[:, -1] + 1
-        row = segment + (count.cumsum(0) - count)[:, None]
-        rows, longest = int(count.sum()), int(place.max()) + 1
-        apart = w.new_zeros(rows, longest, w.shape[2]).index_put((row, place), w)
-        return causal_fft_conv(apart, self.kernel(longest))[row, place]
+        index, rows, longest = document_rows(document_ids)
+        return causal_fft_conv(rows_apart(w, index, rows, longest), self.kernel(longest))[index]
 
     def _continue(
         self, w: Tensor, real: Tensor | None, state: LongConvState | None, conv: Tensor, return_state: bool

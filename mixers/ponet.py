@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..kernels.segment_pool import segment_pool
 from .base import Mixer
+from .positions import document_rows, rows_apart
 
 
 class PoNet(Mixer, name="ponet"):
@@ -32,13 +33,15 @@ class PoNet(Mixer, name="ponet"):
         window: odd number of tokens around each one for the local maximum.
 
     Shapes: `x` and the result `(B, *grid, C)`; `mask` `(B, *grid)` bool. What padding holds has no influence, but it
-    counts in N, as in the published code: with `segment_num` it shifts the boundaries of the segments.
+    counts in N, as in the published code: with `segment_num` it shifts the boundaries of the segments. Packed documents
+    (`document_ids`, `(B, N)`, sequences only) each have their own mean, segments and maxima, and N is that of the pack.
 
     Raises:
         ConfigError: a size that is not positive, or an even window.
     """
 
     masks = True
+    packs = True
     complexity = "N"
     memory = "N"
     source = "PoNet (2021), arXiv:2110.02442"
@@ -77,11 +80,19 @@ class PoNet(Mixer, name="ponet"):
             nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        self.check_grid(x)
+    def forward(self, x: Tensor, *, mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
+        grid = self.check_grid(x)
         tokens = x.flatten(1, -2)
         mask = None if mask is None else mask.flatten(1)
         length = tokens.shape[1]
+        index = None
+        if document_ids is not None:
+            if len(grid) != 1:
+                raise ConfigError(f'mixer "{self.name}" honours document_ids in sequences only.')
+            index, rows, longest = document_rows(document_ids)
+            real = torch.ones_like(document_ids, dtype=torch.bool) if mask is None else mask
+            tokens = rows_apart(tokens, index, rows, longest)
+            mask = rows_apart(real.unsqueeze(-1), index, rows, longest).squeeze(-1)
         q, k, o, local, segment = self.in_proj(tokens).chunk(5, -1)
         segment, local = segment_pool(
             segment, local,
@@ -101,7 +112,7 @@ class PoNet(Mixer, name="ponet"):
         y = (mean[:, None] + segment) * o + local
         if mask is not None:
             y = y * mask.unsqueeze(-1)
-        return self.out_proj(y).reshape(x.shape)
+        return self.out_proj(y if index is None else y[index]).reshape(x.shape)
 
     @classmethod
     def convert_official(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

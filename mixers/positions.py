@@ -59,6 +59,28 @@ def positions_in_segment(segment: Tensor) -> Tensor:
     return index - torch.where(starts, index, torch.zeros_like(index)).cummax(1).values
 
 
+def document_rows(document_ids: Tensor) -> tuple[tuple[Tensor, Tensor], int, int]:
+    """Where every token goes when each packed document becomes a row of its own, for mixers of whole sequences.
+
+    Args:
+        document_ids: (B, N).
+
+    Returns:
+        The row and the place in it of every token, both (B, N), so that `rows[index]` takes tokens back; the number of
+        rows, and the length of the longest. Both depend on the data.
+    """
+    segment = segments(document_ids)
+    place = positions_in_segment(segment)
+    count = segment[:, -1] + 1
+    row = segment + (count.cumsum(0) - count)[:, None]
+    return (row, place), int(count.sum()), int(place.max()) + 1
+
+
+def rows_apart(x: Tensor, index: tuple[Tensor, Tensor], rows: int, length: int) -> Tensor:
+    """Tokens (B, N, C) at their places in `document_rows`, (rows, length, C), zero behind the end of a document."""
+    return x.new_zeros(rows, length, x.shape[2]).index_put(index, x)
+
+
 def padding_last(mask: Tensor) -> Tensor:
     """The order (B, N) that moves real tokens to the front of every row, keeping their order among themselves."""
     return torch.argsort((~mask).to(torch.int8), dim=1, stable=True)

@@ -16,6 +16,7 @@ from ..errors import ConfigError
 from ..kernels import shift
 from .base import Mixer
 from .grid_mixing import renamed, to_front
+from .positions import document_rows, rows_apart
 
 
 class Shift(Mixer, name="shift"):
@@ -36,6 +37,7 @@ class Shift(Mixer, name="shift"):
 
     causal = "can"
     masks = True
+    packs = True
     streams = True
     source = "When Shift Operation Meets Vision Transformer (2022), arXiv:2201.10801"
     alternatives = {"distance": 2, "fraction": 0.75, "padding": "wrap", "backend": "reference"}
@@ -70,12 +72,19 @@ class Shift(Mixer, name="shift"):
         """Number of channels that move."""
         return min(self.dim // groups, max(1, int(self.fraction * self.dim / groups + 1e-6))) * groups
 
-    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, *, mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
         axes = len(self.check_grid(x))
         if self.is_causal and axes != 1:
             raise ConfigError(f'mixer "{self.name}": the causal form takes sequences, not {axes} grid axes.')
-        place = None
-        if mask is not None:
+        if document_ids is not None and (axes != 1 or self.padding == "wrap"):
+            raise ConfigError(f'mixer "{self.name}" honours document_ids in sequences with padding="zeros" only.')
+        place = index = None
+        if document_ids is not None:
+            if mask is not None:  # padding is a document of its own
+                document_ids = torch.where(mask, document_ids, document_ids.min() - 1)
+            index, rows, longest = document_rows(document_ids)
+            x = rows_apart(x, index, rows, longest)
+        elif mask is not None:
             if self.is_causal:
                 x, place = to_front(x, mask)
             else:
@@ -86,6 +95,8 @@ class Shift(Mixer, name="shift"):
             raise ConfigError(f'mixer "{self.name}": {self.dim} channels are too few for {len(offsets)} directions.')
         y = shift(x[..., :moved], offsets, padding=self.padding, backend=self.backend)
         y = torch.cat([y, x[..., moved:]], -1)
+        if index is not None:
+            return y[index]
         return y if place is None else y.gather(1, place)
 
     def init_state(self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Tensor:
