@@ -19,13 +19,13 @@ from ..errors import ConfigError
 from .config import PACKAGE
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """NaN and infinities as strings: JSON has neither, and what cannot be read back is lost."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+        return {str(k): plain(v) for k, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -37,7 +37,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """A mapping as an indented JSON file."""
-    write_atomically(path, json.dumps(_plain(values), indent=2) + "\n")
+    write_atomically(path, json.dumps(plain(values), indent=2) + "\n")
 
 
 def write_config(path: Path, values: Mapping[str, Any]) -> None:
@@ -66,7 +66,7 @@ def read_config(run: Path) -> dict[str, Any]:
 def append_line(path: Path, values: Mapping[str, Any]) -> None:
     """One more line of a JSON Lines file."""
     with open(path, "a") as f:
-        f.write(json.dumps(_plain(values)) + "\n")
+        f.write(json.dumps(plain(values)) + "\n")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from .. import report
 from .collect import collect
+from .html import page
 from .plan import Plan
 from .text import markdown, results_csv
 
@@ -24,4 +25,5 @@ def build_report(plan: Plan, folder: Path | None = None) -> dict[str, Any]:
     report.write_json(folder / "results.json", results)
     report.write_atomically(folder / "results.csv", results_csv(results))
     report.write_atomically(folder / "report.md", markdown(results))
+    report.write_atomically(folder / "report.html", page(results))
     return results

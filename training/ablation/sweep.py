@@ -12,6 +12,8 @@ import torch
 
 from ...errors import ConfigError
 from .build import build_report
+from .collect import COSTS
+from .costs import measure
 from .display import SweepDisplay
 from .launch import launch, worker_threads
 from .locks import several_processes, try_lock
@@ -74,15 +76,17 @@ def carry_out(plan: Plan, *, progress: bool = True) -> dict[str, Any]:
     left = [job for job in board.needed() if not board.refresh(job)]
     if left:
         display.say(f"{len(left)} runs are left: all workers ended before. The same command goes on.")
-    return finish(plan, display)
+    return finish(plan, display, complete=not left)
 
 
-def finish(plan: Plan, display: SweepDisplay) -> dict[str, Any]:
-    """Measure what is to be measured and write the report, in one process at a time."""
+def finish(plan: Plan, display: SweepDisplay, *, complete: bool) -> dict[str, Any]:
+    """Measure the costs, when all runs are made, and write the report; in one process at a time."""
     with try_lock(plan.folder / ".report.lock") as mine:
         if not mine:
             display.say(f"another process writes the report in {plan.folder}")
             return {}
+        if complete and plan.ablation.costs and not (plan.folder / COSTS).exists():
+            measure(plan, display.say)
         results = build_report(plan)
     for warning in results["warnings"]:
         display.say(f"note: {warning}")

@@ -92,7 +92,7 @@ def markdown(results: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
         lines += ["## Pictures", "", *(f"![{name.removesuffix('.png')}]({name})" for name in pictures), ""]
     lines += ["## Commands", "", "Each repeats the first run of an arm:", ""]
     lines += [f"    {cell['command']}" for cell in results["cells"]]
-    lines += ["", *_where(results)]
+    lines += ["", where(results)]
     return "\n".join(lines) + "\n"
 
 
@@ -172,16 +172,16 @@ def _spread(value: Any, kind: str) -> str:
     return _bytes(value) if kind == "bytes" else f"{value:.2f}" if kind == "plain" else si(value)
 
 
-def _where(results: Mapping[str, Any]) -> list[str]:
+def where(results: Mapping[str, Any]) -> str:
+    """On what and from which code the figures were made, in a sentence."""
     environment = results["environment"]
     gpus = ", ".join(environment["gpus"]) or "no GPU"
     code = f"code {results['code'][:12]}" + (f", commit {results['git'][:12]}" if results["git"] else "")
     data = f"; data {results['data']['sha256'][:12]}" if results["data"] else ""
-    return [
+    return (
         f"PyTorch {environment['torch']} on {environment['threads']} thread(s) of {environment['cpu']}, {gpus}; "
-        f"{code}{data}. Made by `python -m mixerzoo.training.report`.",
-        "",
-    ]
+        f"{code}{data}."
+    )
 
 
 def results_csv(results: Mapping[str, Any]) -> str:
