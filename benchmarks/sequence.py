@@ -1,6 +1,7 @@
 """Our sequence mixers: beside transformers, decoding per token, and growth of time and memory with the length.
 
-    python -m benchmarks.sequence [--parts peers decode scaling memory] [--rounds 7] [--threads N] [--cpu-time]
+    python -m benchmarks.sequence [--parts peers decode scaling memory] [--mixers NAME ...] [--rounds 7]
+        [--threads N] [--cpu-time]
 
 peers: Mamba-1 and Mamba-2 blocks beside transformers' PyTorch path, same weights, outputs compared first; interleaved.
     A ratio is transformers' time over ours, the median over rounds with its quartiles; above 1 ours is faster.
@@ -60,7 +61,7 @@ def step_of(module: nn.Module, x: Tensor) -> Callable[[], object]:
     return run
 
 
-def peers(rounds: int, clock: Clock) -> list[dict[str, Any]]:
+def peers(rounds: int, clock: Clock, only: list[str] | None = None) -> list[dict[str, Any]]:
     """The blocks of mamba-130m and mamba2-130m beside transformers."""
     from mixerzoo.models.hf import keep_kernels_apart
 
@@ -81,6 +82,8 @@ def peers(rounds: int, clock: Clock) -> list[dict[str, Any]]:
     ]
     rows = []
     for name, theirs, ours, what, length in cases:
+        if only and name not in only:
+            continue
         ours.load_state_dict(ours.convert_official(theirs.state_dict()))
         x = torch.randn(1, length, 768)
         with torch.inference_mode():
@@ -151,12 +154,14 @@ def exponent(lengths: list[int], values: list[float]) -> float:
     return sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True)) / sum((a - mx) ** 2 for a in x)
 
 
-def scaling(rounds: int, longest: int, clock: Clock, dim: int = 64) -> list[dict[str, Any]]:
+def scaling(
+    rounds: int, longest: int, clock: Clock, only: list[str] | None = None, dim: int = 64
+) -> list[dict[str, Any]]:
     """Time and kept memory of a training step against the length."""
     rows = []
     for name in list_mixers(causal=True, axes=1):
         cls = mixer_class(name)
-        if cls.needs_grid:
+        if cls.needs_grid or (only and name not in only):
             continue  # parameters N x N: a length of their own
         quadratic = cls.complexity not in ("N", "N log N", "1")
         lengths = [n for n in LENGTHS if n <= longest and not (quadratic and n > 8192)]
@@ -221,6 +226,7 @@ def memory(threads: int) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--mixers", nargs="+", help="only these, in the parts peers and scaling")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--longest", type=int, default=LENGTHS[-1], help="longest sequence of the part scaling")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -241,11 +247,11 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for part in args.parts:
         if part == "peers":
-            rows += peers(args.rounds, clock)
+            rows += peers(args.rounds, clock, args.mixers)
         elif part == "decode":
             rows += decode(args.rounds, clock)
         elif part == "scaling":
-            rows += scaling(args.rounds, args.longest, clock)
+            rows += scaling(args.rounds, args.longest, clock, args.mixers)
         else:
             rows += memory(args.threads)
     print(f"{time.time() - start:.0f} s")

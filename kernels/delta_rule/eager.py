@@ -92,10 +92,18 @@ def _forward(
 
     ending = (keyed * after).transpose(-1, -2)
     corrected, starts = [], []
-    for i in range(chunks):
+    # unbind, not indexing: the gradient of an index is a tensor as long as the sequence, once per chunk
+    parts = zip(
+        new.flatten(1, 2).unbind(),
+        erased.flatten(1, 2).unbind(),
+        passed.unbind(),
+        ending.flatten(1, 2).unbind(),
+        strict=True,
+    )
+    for added, removed, factor, outer in parts:
         starts.append(state)
-        corrected.append(torch.baddbmm(new[i].flatten(0, 1), erased[i].flatten(0, 1), state.flatten(0, 1), alpha=-1))
-        state = passed[i] * state + (ending[i].flatten(0, 1) @ corrected[i]).view_as(state)
+        corrected.append(torch.baddbmm(added, removed, state.flatten(0, 1), alpha=-1))
+        state = factor * state + (outer @ corrected[-1]).view_as(state)
     scores = queries @ keyed.transpose(-1, -2) * decay
     y = scores @ torch.stack(corrected).view_as(new) + (queries * until) @ torch.stack(starts)
     return y.transpose(0, 1).transpose(2, 3).flatten(1, 2)[:, :length].to(v.dtype), state
