@@ -69,8 +69,9 @@ def carry_states(update: Tensor, decay: Tensor, initial: Tensor) -> tuple[Tensor
     chunks = update.shape[1]
     if chunks <= 64:
         states = [initial]
-        for i in range(chunks):
-            states.append(torch.addcmul(update[:, i], decay[:, i], states[-1]))
+        # unbind, not indexing: the gradient of an index is a tensor as long as the sequence, once per chunk
+        for added, factor in zip(update.unbind(1), decay.unbind(1), strict=True):
+            states.append(torch.addcmul(added, factor, states[-1]))
         return torch.stack(states[:-1], 1), states[-1]
     block = int(chunks**0.5)
     blocks = -(-chunks // block)
