@@ -1,5 +1,6 @@
 """Ops on tensors, each with a reference, a fast PyTorch path and a Triton path. See `docs/kernels.md`."""
 
+from .block_sparse_attention import Blocks, block_sparse_attention, blocks_of_lists, blocks_of_mask
 from .causal_conv1d import causal_conv1d, causal_conv1d_step
 from .delta_rule import delta_rule, delta_rule_step
 from .dispatch import BACKENDS, choose_backend, default_backend
@@ -15,6 +16,10 @@ from .token_mlp import token_mlp
 
 __all__ = [
     "BACKENDS",
+    "Blocks",
+    "block_sparse_attention",
+    "blocks_of_lists",
+    "blocks_of_mask",
     "causal_conv1d",
     "causal_conv1d_step",
     "choose_backend",

@@ -21,6 +21,8 @@ LIMITS = {
     "pool_mix.forward": (3.0, 1),  # neighbouring columns are asked for again, from the cache
     "spectral_mlp.forward": (1.2, 1),
     "spectral_mlp.backward": (2.0, 9),
+    "block_sparse_attention.forward": (1.1, 1),
+    "block_sparse_attention.forward_large": (1.1, 1),
     "ssd.forward": (2.0, 3),
     "ssd.backward": (4.5, 8),
     "gla.forward": (4.0, 5),

@@ -1,0 +1,418 @@
+"""`block_sparse_attention` on GPUs.
+
+Axis letters: B batch, N queries, M keys, H heads, G key-value heads, D channels per head, U units (what has a list of
+its own), P query heads of a unit.
+
+A program of the forward pass and of dq holds `ROWS` rows of a tile, a row being a query of one of the P heads of a
+unit, and walks over the list of the tile, `COLS` keys at a time: one block or a part of it, or many small blocks. A
+program of dk and dv holds the keys of a block and walks over the tiles that attend to it, by the transposed lists. Sums
+thus run in a fixed order, without atomics; scores are made anew in each pass. Tokens are read and written where they
+lie, through the indices.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..registration import register_op
+from ..tiles import block, check_sizes, dot, given, precision
+from .blocks import Blocks, transposed
+from .eager import backward_flops, forward_flops, gradient, save
+from .problem import Problem, expand_heads, units_of
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def _query_rows(
+    tile, sub, unit, q_index, qi_h, queries,
+    PACK: tl.constexpr, BLOCK_Q: tl.constexpr, ROWS: tl.constexpr, HAS_QI: tl.constexpr,
+):  # fmt: skip
+    """Token and head of every row of a program, and whether there is one."""
+    row = sub * ROWS + tl.arange(0, ROWS)
+    token = tile * BLOCK_Q + row // PACK
+    head = unit * PACK + row % PACK
+    inside = (row < BLOCK_Q * PACK) & (token < queries)
+    if HAS_QI:
+        token = tl.cast(tl.load(q_index + head * qi_h + token, mask=inside, other=0), tl.int32)
+    return token, head, inside
+
+
+@triton.jit
+def _key_columns(place, end, ids, k_index, keys, BLOCK_K: tl.constexpr, COLS: tl.constexpr, HAS_KI: tl.constexpr):
+    """Tokens of `COLS` places of a list, counted in keys from the beginning of `ids`, and whether there is one."""
+    at = place + tl.arange(0, COLS)
+    if BLOCK_K % COLS == 0:
+        number = tl.load(ids + place // BLOCK_K)
+        token = number * BLOCK_K + place % BLOCK_K + tl.arange(0, COLS)
+        inside = token < keys
+    else:
+        inside = at < end
+        number = tl.load(ids + at // BLOCK_K, mask=inside, other=0)
+        token = number * BLOCK_K + at % BLOCK_K
+        inside &= token < keys
+    if HAS_KI:
+        token = tl.cast(tl.load(k_index + token, mask=inside, other=0), tl.int32)
+    return token, inside
+
+
+@triton.jit
+def _load_rows(pointer, stride_t, stride_h, token, head, inside, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """(tokens, D) of a tensor whose last axis is contiguous; zero where there is none."""
+    channel = tl.arange(0, BLOCK_D)
+    start = tl.cast(token, tl.int64) * stride_t + tl.cast(head, tl.int64) * stride_h
+    mask = inside[:, None] & (channel[None, :] < D)
+    return tl.load(pointer + start[:, None] + channel[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def _store_rows(pointer, stride_t, stride_h, token, head, inside, value, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The inverse of `_load_rows`, in the dtype of the memory."""
+    channel = tl.arange(0, BLOCK_D)
+    start = tl.cast(token, tl.int64) * stride_t + tl.cast(head, tl.int64) * stride_h
+    mask = inside[:, None] & (channel[None, :] < D)
+    tl.store(pointer + start[:, None] + channel[None, :], value.to(pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _number(pointer, token, inside, GIVEN: tl.constexpr, default):
+    """An integer of every token, `token + default` where there is no tensor."""
+    if GIVEN:
+        return tl.load(pointer + token, mask=inside, other=0)
+    else:
+        return token + default
+
+
+@triton.jit
+def _seen(
+    q_pos, k_pos, q_doc, k_doc, k_global, q_inside, k_inside, window,
+    CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_GLOBAL: tl.constexpr, HAS_DOC: tl.constexpr,
+):  # fmt: skip
+    """Which pairs see each other; all arguments broadcast to the tile."""
+    seen = q_inside & k_inside
+    if CAUSAL:
+        seen &= q_pos >= k_pos
+    if HAS_WINDOW:
+        near = (q_pos - k_pos < window) & (k_pos - q_pos < window)
+        if HAS_GLOBAL:
+            near |= k_global != 0
+        seen &= near
+    if HAS_DOC:
+        seen &= q_doc == k_doc
+    return seen
+
+
+@triton.jit
+def _forward_kernel(
+    q, k, v, offsets, ids, q_index, k_index, q_pos, k_pos, q_doc, k_doc, k_global, y, lse,
+    scale, queries, keys, heads, groups, units, window, subs,
+    q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h,
+    off_b, off_h, off_div, qi_b, qi_h, ki_b, ki_h, ki_div, qp_b, kp_b, qd_b, kd_b, kg_b,
+    D: tl.constexpr, PACK: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, BLOCK_D: tl.constexpr,
+    CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_GLOBAL: tl.constexpr, HAS_DOC: tl.constexpr,
+    HAS_QI: tl.constexpr, HAS_KI: tl.constexpr, HAS_QP: tl.constexpr, HAS_KP: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """y and lse of `ROWS` rows of one tile of one unit."""
+    tile = tl.program_id(0) // subs
+    unit = tl.program_id(1) % units
+    b = tl.cast(tl.program_id(1) // units, tl.int64)
+    token, head, inside = _query_rows(
+        tile, tl.program_id(0) % subs, unit, q_index + b * qi_b, qi_h, queries, PACK, BLOCK_Q, ROWS, HAS_QI
+    )
+    q_tile = _load_rows(q + b * q_b, q_t, q_h, token, head, inside, D, BLOCK_D)
+    pos = _number(q_pos + b * qp_b, token, inside, HAS_QP, keys - queries)
+    doc = _number(q_doc + b * qd_b, token, inside, HAS_DOC, 0)
+    kv_head = unit * PACK // (heads // groups)
+    k_index += b * ki_b + unit // ki_div * ki_h
+    offsets += b * off_b + unit // off_div * off_h + tile
+    start = tl.load(offsets) * BLOCK_K
+    end = tl.load(offsets + 1) * BLOCK_K
+    top = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
+    for place in range(start, end, COLS):
+        key, real = _key_columns(place, end, ids, k_index, keys, BLOCK_K, COLS, HAS_KI)
+        k_tile = _load_rows(k + b * k_b + kv_head * k_h, k_t, 0, key, 0, real, D, BLOCK_D)
+        scores = dot(q_tile, tl.trans(k_tile), PRECISION) * (scale * LOG2E)
+        seen = _seen(
+            pos[:, None], _number(k_pos + b * kp_b, key, real, HAS_KP, 0)[None, :],
+            doc[:, None], _number(k_doc + b * kd_b, key, real, HAS_DOC, 0)[None, :],
+            _number(k_global + b * kg_b, key, real, HAS_GLOBAL, 0)[None, :], inside[:, None], real[None, :],
+            window, CAUSAL, HAS_WINDOW, HAS_GLOBAL, HAS_DOC,
+        )  # fmt: skip
+        scores = tl.where(seen, scores, float("-inf"))
+        higher = tl.maximum(top, tl.max(scores, 1))
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+        shrink = tl.exp2(top - base)
+        weights = tl.exp2(scores - base[:, None])
+        total = total * shrink + tl.sum(weights, 1)
+        v_tile = _load_rows(v + b * v_b + kv_head * v_h, v_t, 0, key, 0, real, D, BLOCK_D)
+        acc = dot(weights.to(v_tile.dtype), v_tile, PRECISION, acc * shrink[:, None])
+        top = higher
+    some = total > 0
+    acc = acc / tl.where(some, total, 1.0)[:, None]
+    _store_rows(y + b * queries * heads * D, heads * D, D, token, head, inside, acc, D, BLOCK_D)
+    value = tl.where(some, (top + tl.log2(tl.where(some, total, 1.0))) * LN2, float("-inf"))
+    tl.store(lse + (b * heads + head) * queries + token, value, mask=inside)
+
+
+@triton.jit
+def _query_gradients_kernel(
+    q, k, v, offsets, ids, q_index, k_index, q_pos, k_pos, q_doc, k_doc, k_global, y, lse, dy, dlse, dq, delta,
+    scale, queries, keys, heads, groups, units, window, subs,
+    q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h,
+    off_b, off_h, off_div, qi_b, qi_h, ki_b, ki_h, ki_div, qp_b, kp_b, qd_b, kd_b, kg_b,
+    D: tl.constexpr, PACK: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, BLOCK_D: tl.constexpr,
+    CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_GLOBAL: tl.constexpr, HAS_DOC: tl.constexpr,
+    HAS_QI: tl.constexpr, HAS_KI: tl.constexpr, HAS_QP: tl.constexpr, HAS_KP: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dq of `ROWS` rows of one tile of one unit, and delta = sum(dy y) - dlse for the other kernel."""
+    tile = tl.program_id(0) // subs
+    unit = tl.program_id(1) % units
+    b = tl.cast(tl.program_id(1) // units, tl.int64)
+    token, head, inside = _query_rows(
+        tile, tl.program_id(0) % subs, unit, q_index + b * qi_b, qi_h, queries, PACK, BLOCK_Q, ROWS, HAS_QI
+    )
+    whole = b * queries * heads * D
+    q_tile = _load_rows(q + b * q_b, q_t, q_h, token, head, inside, D, BLOCK_D)
+    d_tile = _load_rows(dy + whole, heads * D, D, token, head, inside, D, BLOCK_D)
+    y_tile = _load_rows(y + whole, heads * D, D, token, head, inside, D, BLOCK_D)
+    number = (b * heads + head) * queries + token
+    answer = tl.sum(d_tile.to(tl.float32) * y_tile.to(tl.float32), 1) - tl.load(dlse + number, mask=inside, other=0.0)
+    tl.store(delta + number, answer, mask=inside)
+    normal = tl.load(lse + number, mask=inside, other=0.0) * LOG2E
+    normal = tl.where(normal == float("-inf"), float("inf"), normal)  # rows that see nothing get no weight
+    pos = _number(q_pos + b * qp_b, token, inside, HAS_QP, keys - queries)
+    doc = _number(q_doc + b * qd_b, token, inside, HAS_DOC, 0)
+    kv_head = unit * PACK // (heads // groups)
+    k_index += b * ki_b + unit // ki_div * ki_h
+    offsets += b * off_b + unit // off_div * off_h + tile
+    start = tl.load(offsets) * BLOCK_K
+    end = tl.load(offsets + 1) * BLOCK_K
+    acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
+    for place in range(start, end, COLS):
+        key, real = _key_columns(place, end, ids, k_index, keys, BLOCK_K, COLS, HAS_KI)
+        k_tile = _load_rows(k + b * k_b + kv_head * k_h, k_t, 0, key, 0, real, D, BLOCK_D)
+        v_tile = _load_rows(v + b * v_b + kv_head * v_h, v_t, 0, key, 0, real, D, BLOCK_D)
+        seen = _seen(
+            pos[:, None], _number(k_pos + b * kp_b, key, real, HAS_KP, 0)[None, :],
+            doc[:, None], _number(k_doc + b * kd_b, key, real, HAS_DOC, 0)[None, :],
+            _number(k_global + b * kg_b, key, real, HAS_GLOBAL, 0)[None, :], inside[:, None], real[None, :],
+            window, CAUSAL, HAS_WINDOW, HAS_GLOBAL, HAS_DOC,
+        )  # fmt: skip
+        scores = dot(q_tile, tl.trans(k_tile), PRECISION) * (scale * LOG2E)
+        weights = tl.exp2(tl.where(seen, scores, float("-inf")) - normal[:, None])
+        d_scores = weights * (dot(d_tile, tl.trans(v_tile), PRECISION) - answer[:, None])
+        acc = dot(d_scores.to(k_tile.dtype), k_tile, PRECISION, acc)
+    _store_rows(dq + whole, heads * D, D, token, head, inside, acc * scale, D, BLOCK_D)
+
+
+@triton.jit
+def _key_gradients_kernel(
+    q, k, v, offsets, tiles, q_index, k_index, q_pos, k_pos, q_doc, k_doc, k_global, lse, dy, delta, dk, dv,
+    scale, queries, keys, heads, groups, kv_heads, window, subs, parts,
+    q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h,
+    off_b, off_h, off_div, qi_b, qi_h, ki_b, ki_h, ki_div, qp_b, kp_b, qd_b, kd_b, kg_b,
+    D: tl.constexpr, PACK: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, BLOCK_D: tl.constexpr,
+    CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_GLOBAL: tl.constexpr, HAS_DOC: tl.constexpr,
+    HAS_QI: tl.constexpr, HAS_KI: tl.constexpr, HAS_QP: tl.constexpr, HAS_KP: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dk and dv (B, M, kv_heads, D) of `COLS` keys of one block, summed over the units of a head of dk."""
+    number = tl.program_id(0) // parts
+    owner = tl.program_id(1) % kv_heads
+    b = tl.cast(tl.program_id(1) // kv_heads, tl.int64)
+    units = heads // PACK // kv_heads  # of this head of dk
+    within = tl.program_id(0) % parts * COLS + tl.arange(0, COLS)
+    key = number * BLOCK_K + within
+    real = (within < BLOCK_K) & (key < keys)
+    if HAS_KI:
+        key = tl.cast(tl.load(k_index + b * ki_b + owner * units // ki_div * ki_h + key, mask=real, other=0), tl.int32)
+    kv_head = owner * groups // kv_heads
+    k_tile = _load_rows(k + b * k_b + kv_head * k_h, k_t, 0, key, 0, real, D, BLOCK_D)
+    v_tile = _load_rows(v + b * v_b + kv_head * v_h, v_t, 0, key, 0, real, D, BLOCK_D)
+    k_position = _number(k_pos + b * kp_b, key, real, HAS_KP, 0)
+    k_document = _number(k_doc + b * kd_b, key, real, HAS_DOC, 0)
+    everywhere = _number(k_global + b * kg_b, key, real, HAS_GLOBAL, 0)
+    dk_sum = tl.zeros([COLS, BLOCK_D], tl.float32)
+    dv_sum = tl.zeros([COLS, BLOCK_D], tl.float32)
+    whole = b * queries * heads * D
+    for unit in range(owner * units, owner * units + units):
+        place = offsets + b * off_b + unit // off_div * off_h + number
+        for at in range(tl.load(place) * subs, tl.load(place + 1) * subs):
+            token, head, inside = _query_rows(
+                tl.load(tiles + at // subs), at % subs, unit, q_index + b * qi_b, qi_h, queries, PACK, BLOCK_Q, ROWS,
+                HAS_QI,
+            )  # fmt: skip
+            q_tile = _load_rows(q + b * q_b, q_t, q_h, token, head, inside, D, BLOCK_D)
+            d_tile = _load_rows(dy + whole, heads * D, D, token, head, inside, D, BLOCK_D)
+            row = (b * heads + head) * queries + token
+            normal = tl.load(lse + row, mask=inside, other=0.0) * LOG2E
+            normal = tl.where(normal == float("-inf"), float("inf"), normal)
+            answer = tl.load(delta + row, mask=inside, other=0.0)
+            seen = _seen(
+                _number(q_pos + b * qp_b, token, inside, HAS_QP, keys - queries)[None, :], k_position[:, None],
+                _number(q_doc + b * qd_b, token, inside, HAS_DOC, 0)[None, :], k_document[:, None],
+                everywhere[:, None], inside[None, :], real[:, None],
+                window, CAUSAL, HAS_WINDOW, HAS_GLOBAL, HAS_DOC,
+            )  # fmt: skip
+            scores = dot(k_tile, tl.trans(q_tile), PRECISION) * (scale * LOG2E)
+            weights = tl.exp2(tl.where(seen, scores, float("-inf")) - normal[None, :])
+            dv_sum = dot(weights.to(d_tile.dtype), d_tile, PRECISION, dv_sum)
+            d_scores = weights * (dot(v_tile, tl.trans(d_tile), PRECISION) - answer[None, :])
+            dk_sum = dot(d_scores.to(q_tile.dtype), q_tile, PRECISION, dk_sum)
+    whole = b * keys * kv_heads * D + owner * D
+    _store_rows(dk + whole, kv_heads * D, 0, key, 0, real, dk_sum * scale, D, BLOCK_D)
+    _store_rows(dv + whole, kv_heads * D, 0, key, 0, real, dv_sum, D, BLOCK_D)
+
+
+# -- host code
+
+
+def _rows(x: Tensor) -> Tensor:
+    """`x` with a contiguous last axis: kernels take the other strides. Broadcast gradients are copied."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _columns(block_k: int, largest: int = 64) -> int:
+    """Keys of a step: a block or an even part of it; many blocks where they are small or odd."""
+    return next((c for c in (64, 32, 16) if c <= largest and block_k % c == 0), largest)
+
+
+def _steps(x: Tensor | None, heads: int = 0) -> tuple[int, ...]:
+    """Strides of the batch, and with `heads` of the heads, zero where they are shared; and heads by those of x."""
+    if x is None:
+        return (0, 0, 1) if heads else (0,)
+    first = x.stride(0) if x.shape[0] > 1 else 0
+    if not heads:
+        return (first,)
+    return (first, x.stride(1) if x.shape[1] > 1 else 0, max(1, heads // x.shape[1]))
+
+
+class _Call:
+    """The arguments that the three kernels share."""
+
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, p: Problem) -> None:
+        self.batch, self.queries, self.heads, self.size = q.shape
+        self.keys, self.groups = k.shape[1:3]
+        self.units = units_of(p.blocks, p.k_index, self.heads, self.groups)
+        self.p, self.q, self.k, self.v = p, _rows(q), _rows(k), _rows(v)
+        q_index = p.q_index
+        self.q_index = None if q_index is None else expand_heads(q_index, self.heads, self.groups).contiguous()
+        self.k_index = None if p.k_index is None else p.k_index.contiguous()
+        self.tensors = (self.q_index, self.k_index, p.q_pos, p.k_pos, p.q_doc, p.k_doc, p.k_global)
+        area = p.blocks.block_q * self.units.pack
+        width = block(self.size)
+        self.rows = block(area, 128)
+        self.columns = _columns(p.blocks.block_k, 64 if width <= 64 else 32)  # larger tiles spill on sm_80
+        self.constants = {
+            "D": self.size, "PACK": self.units.pack, "BLOCK_Q": p.blocks.block_q, "BLOCK_K": p.blocks.block_k,
+            "BLOCK_D": width, "CAUSAL": p.causal, "HAS_WINDOW": p.window >= 0, "HAS_GLOBAL": p.k_global is not None,
+            "HAS_DOC": p.k_doc is not None, "HAS_QI": q_index is not None, "HAS_KI": p.k_index is not None,
+            "HAS_QP": p.q_pos is not None, "HAS_KP": p.k_pos is not None, "PRECISION": precision(v.dtype),
+        }  # fmt: skip
+
+    def subs(self, rows: int) -> int:
+        """Programs, or steps, of a tile."""
+        return triton.cdiv(self.p.blocks.block_q * self.units.pack, rows)
+
+    def pointers(self) -> list[Tensor]:
+        return [given(t, self.p.blocks.ids) for t in self.tensors]
+
+    def strides(self, offsets: Tensor) -> tuple[int, ...]:
+        units = self.units.units
+        q_index, k_index, *numbers = self.tensors
+        steps = [*self.q.stride()[:3], *self.k.stride()[:3], *self.v.stride()[:3], *_steps(offsets, units)]
+        steps += [*_steps(q_index, self.heads)[:2], *_steps(k_index, units)]
+        return (*steps, *(s for t in numbers for s in _steps(t)))
+
+    def sizes(self) -> tuple:
+        return (self.p.scale, self.queries, self.keys, self.heads, self.groups)
+
+
+def _problem(offsets, ids, block_q, block_k, *rest) -> Problem:
+    return Problem(Blocks(offsets, ids, block_q, block_k), *rest)
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, ids: Tensor, block_q: int, block_k: int, scale: float,
+    causal: bool, window: int, q_pos: Tensor | None, k_pos: Tensor | None, q_doc: Tensor | None,
+    k_doc: Tensor | None, k_global: Tensor | None, q_index: Tensor | None, k_index: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    p = _problem(
+        offsets, ids, block_q, block_k, scale, causal, window, q_pos, k_pos, q_doc, k_doc, k_global, q_index, k_index
+    )
+    c = _Call(q, k, v, p)
+    y, lse = _forward_fake(q, k, v)
+    subs = c.subs(c.rows)
+    _forward_kernel[(offsets.shape[2] - 1) * subs, c.batch * c.units.units](
+        c.q, c.k, c.v, offsets, ids, *c.pointers(), y, lse, *c.sizes(), c.units.units, window, subs,
+        *c.strides(offsets), ROWS=c.rows, COLS=c.columns, **c.constants,
+        num_warps=8 if c.rows > 64 else 4, num_stages=2,
+    )  # fmt: skip
+    return y, lse
+
+
+def _forward_fake(q, k, v, *_):
+    return v.new_empty(q.shape), q.new_empty(q.shape[0], q.shape[2], q.shape[1], dtype=torch.float32)
+
+
+def _backward(
+    dy: Tensor, dlse: Tensor, y: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, ids: Tensor,
+    block_q: int, block_k: int, scale: float, causal: bool, window: int, q_pos: Tensor | None, k_pos: Tensor | None,
+    q_doc: Tensor | None, k_doc: Tensor | None, k_global: Tensor | None, q_index: Tensor | None,
+    k_index: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    p = _problem(
+        offsets, ids, block_q, block_k, scale, causal, window, q_pos, k_pos, q_doc, k_doc, k_global, q_index, k_index
+    )
+    c = _Call(q, k, v, p)
+    dy, dlse = dy.contiguous(), dlse.contiguous()
+    dq, delta = torch.empty(q.shape, dtype=q.dtype, device=q.device), torch.empty_like(lse)
+    rows = min(c.rows, 64 if c.size <= 64 else 32)
+    subs = c.subs(rows)
+    _query_gradients_kernel[(offsets.shape[2] - 1) * subs, c.batch * c.units.units](
+        c.q, c.k, c.v, offsets, ids, *c.pointers(), y, lse, dy, dlse, dq, delta, *c.sizes(), c.units.units, window,
+        subs, *c.strides(offsets), ROWS=rows, COLS=c.columns, **c.constants, num_warps=4, num_stages=2,
+    )  # fmt: skip
+    key_blocks = triton.cdiv(c.keys, block_k)
+    offsets, tiles = transposed(p.blocks, key_blocks)
+    kv_heads = c.heads if c.units.per_head else c.groups
+    shared = kv_heads == c.groups
+    shape = (c.batch, c.keys, kv_heads, c.size)
+    dk, dv = (torch.empty(shape, dtype=t.dtype if shared else torch.float32, device=t.device) for t in (k, v))
+    columns = block(block_k, 64 if c.size <= 64 else 32)
+    rows = min(c.rows, 32)
+    subs = c.subs(rows)
+    parts = triton.cdiv(block_k, columns)
+    _key_gradients_kernel[key_blocks * parts, c.batch * kv_heads](
+        c.q, c.k, c.v, offsets, tiles, *c.pointers(), lse, dy, delta, dk, dv, *c.sizes(), kv_heads, window, subs,
+        parts, *c.strides(offsets), ROWS=rows, COLS=columns, **c.constants, num_warps=4, num_stages=2,
+    )  # fmt: skip
+    if not shared:
+        dk, dv = (t.unflatten(2, (c.groups, -1)).sum(3).to(k.dtype) for t in (dk, dv))
+    return dq, dk, dv
+
+
+def _backward_fake(dy, dlse, y, lse, q, k, v, *_):
+    return tuple(torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
+
+
+_backward_op = register_op("block_sparse_attention_triton_backward", _backward, _backward_fake, flops=backward_flops)
+_forward_op = register_op(
+    "block_sparse_attention_triton", _forward, _forward_fake, save=save, backward=gradient(_backward_op),
+    flops=forward_flops,
+)  # fmt: skip
+
+
+def block_sparse_attention_triton(q: Tensor, k: Tensor, v: Tensor, p: Problem) -> tuple[Tensor, Tensor]:
+    """Outputs (B, N, H, D) and log-sum-exp (B, H, N); see `block_sparse_attention`."""
+    dtype = check_sizes("block_sparse_attention", k.shape[3], q, k, v)
+    y, lse = _forward_op(q.to(dtype), k.to(dtype), v.to(dtype), *p.blocks, *p[1:])
+    return y.to(v.dtype), lse
