@@ -10,8 +10,10 @@ cache. Blocks in which all tokens see each other are left to PyTorch's fused att
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -69,6 +71,17 @@ def _by_length(lists: Lists) -> Tensor:
     return lists.counts.argsort(descending=True, stable=True)
 
 
+def _as_given(part: Callable[..., None]) -> Callable[..., None]:
+    """Products in the dtype of the tables, whatever autocast says."""
+
+    @functools.wraps(part)
+    def run(setup: Setup, *args: Any) -> None:
+        with torch.autocast(setup.queries.device.type, enabled=False):
+            part(setup, *args)
+
+    return run
+
+
 class Gathered:
     """Keys and values (n, c bk, D) of lists of blocks, in memory that is used again: fresh pages cost as much."""
 
@@ -86,6 +99,7 @@ class Gathered:
         ]
 
 
+@_as_given
 def _masked_part(setup: Setup, lists: Lists, block_k: int, scale: float, out: Tensor, lse: Tensor) -> None:
     """Add these lists to outputs (rows, P bq, D) and log-sum-exp (rows, P bq, 1), in place."""
     order, pack, gather = _by_length(lists), setup.layout.units.pack, Gathered(setup)
@@ -108,6 +122,7 @@ def _masked_part(setup: Setup, lists: Lists, block_k: int, scale: float, out: Te
         lse[rows] = joint
 
 
+@_as_given
 def _fused_part(setup: Setup, lists: Lists, block_k: int, scale: float, out: Tensor, lse: Tensor) -> None:
     """Write the outputs and log-sum-exp of lists of blocks without a mask; rows with an empty list are left alone."""
     attention = getattr(torch.ops.aten, _FUSED)
@@ -186,6 +201,7 @@ def _backward(
     return setup.back(dq).to(q.dtype).contiguous(), dk.to(k.dtype).contiguous(), dv.to(v.dtype).contiguous()
 
 
+@_as_given
 def _masked_gradients(
     setup: Setup, lists: Lists, block_k: int, scale: float, grads: Tensor, delta: Tensor, lse: Tensor,
     dq: Tensor, dk: Tensor, dv: Tensor,
@@ -206,6 +222,7 @@ def _masked_gradients(
         dk.index_add_(0, flat, (d_scores.mT @ q_tile).view(len(flat), -1))
 
 
+@_as_given
 def _fused_gradients(
     setup: Setup, lists: Lists, block_k: int, scale: float, grads: Tensor, out: Tensor, lse: Tensor,
     dq: Tensor, dk: Tensor, dv: Tensor,

@@ -1,0 +1,363 @@
+"""Attention to chosen blocks of keys, with or without sorting the keys first.
+
+Axis letters: B batch, N tokens, C channels, H heads, G key-value heads, D channels per head, T query tiles, S key
+blocks, P places of the cache. `*grid` is (N,), (H, W) or (T, H, W), in raster order, or in a token order (`order`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..kernels import block_sparse_attention, blocks_of_mask
+from ..kernels.pointwise import linear
+from .attention import Attention
+from .block_selection import SELECTORS, Tiles, pool_blocks
+from .permutations import PERMUTATIONS, Segments, segment_index
+from .positions import padding_last, put_back, reorder
+
+Spec = str | Mapping[str, Any]
+
+
+class SparseState(NamedTuple):
+    """The cache of a stream.
+
+    keys, values: (B, P, G, D), P a multiple of the block, doubled when full.
+    index: (B, G, P) int64, place -> key, or None without a permutation.
+    queries: (B, block, H, D), a ring of the latest queries.
+    active: (B, H, P / block) bool, the blocks of the current tile.
+    length: (B,) int64. used: places that may be filled.
+    """
+
+    keys: Tensor
+    values: Tensor
+    index: Tensor | None
+    queries: Tensor
+    active: Tensor
+    length: Tensor
+    used: int
+
+
+class SparseAttention(Attention):
+    """What `block_sparse_attention` and `permuted_attention` share; see there."""
+
+    block_size: int
+    segment_size: int
+    permute: Callable[[Segments], Tensor] | None
+    select: Callable[[Tiles], Tensor]
+
+    def set_choice(self, block_size: int, segment_size: int, selector: Spec, permutation: Spec) -> None:
+        """Check and keep how blocks are chosen."""
+        if block_size < 1:
+            raise ConfigError(f"{self.name}.block_size: {block_size} is not a positive number.")
+        if segment_size < 1 or segment_size % block_size:
+            raise ConfigError(
+                f"{self.name}.segment_size: {segment_size} is not a multiple of block_size, {block_size}."
+            )
+        self.block_size, self.segment_size = block_size, segment_size
+        name, options = SELECTORS.check(selector, key=f"{self.name}.selector")
+        self.select = partial(SELECTORS.entries[name], **options)
+        name, options = PERMUTATIONS.check(permutation, key=f"{self.name}.permutation")
+        self.permute = None if name == "identity" else partial(PERMUTATIONS.entries[name], **options)
+
+    @property
+    def scale(self) -> float:
+        """Of the scores."""
+        return self.head_dim**-0.5
+
+    @torch.no_grad()
+    def order_keys(self, q: Tensor, k: Tensor, valid: Tensor | None) -> Tensor | None:
+        """The index (B, G, N) of the keys, or None."""
+        if self.permute is None:
+            return None
+        return segment_index(
+            self.permute, q, k, segment=self.segment_size, queries=self.block_size, scale=self.scale, valid=valid
+        )
+
+    def candidates(self, tile: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
+        """Blocks (B', 1, T, S) of other segments that tiles (B', T) may choose, and those that they always have."""
+        number, per = torch.arange(blocks, device=tile.device), self.segment_size // self.block_size
+        theirs, own = tile[:, None, :, None] // per, number // per
+        same = theirs == own
+        if not self.is_causal:
+            return ~same, same
+        # a sorted segment mixes earlier and later keys in all its blocks: the kernel tells them apart by token
+        return own < theirs, same if self.permute is not None else same & (number <= tile[:, None, :, None])
+
+    @torch.no_grad()
+    def choose(self, q: Tensor, k: Tensor, index: Tensor | None, valid: Tensor | None) -> Tensor:
+        """(B, H, T, S), the active blocks for queries (B, N, H, D) and keys (B, N, G, D).
+
+        A tile is represented by the mean of its queries; in causal attention by that of the tile before, as no query
+        may depend on later ones, not even in its choice.
+        """
+        size = self.block_size
+        if index is not None:
+            k = k.gather(1, index.transpose(1, 2)[..., None].expand_as(k))
+        pooled, pooled_k = pool_blocks(q, size, valid=valid), pool_blocks(k, size, valid=valid)
+        if self.is_causal:
+            pooled = torch.nn.functional.pad(pooled, (0, 0, 1, 0))[:, :, :-1]
+        count = pooled.shape[2]
+        tile = torch.arange(count, device=q.device)[None]
+        allowed, always = self.candidates(tile, count)
+        if valid is not None:
+            full = torch.nn.functional.pad(valid, (0, -valid.shape[1] % size)).unflatten(1, (-1, size)).any(-1)
+            allowed = allowed & full[:, None, None]
+        chosen = self.select(Tiles(pooled, pooled_k, tile, allowed, self.scale)) | always
+        return chosen.expand(q.shape[0], q.shape[2], -1, -1)
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Outputs (B, N, H, D), the index of the keys and the active blocks."""
+        index = self.order_keys(q, k, valid)
+        active = self.choose(q, k, index, valid)
+        blocks = blocks_of_mask(active, self.block_size, self.block_size)
+        y = block_sparse_attention(q, k, v, blocks, causal=self.is_causal, key_mask=valid, k_index=index)
+        assert isinstance(y, Tensor)
+        return y, index, active
+
+    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        self.check_grid(x)
+        tokens, order, valid = x.flatten(1, -2), None, None
+        if mask is not None:  # padding goes to the end, where causality alone hides it
+            order = padding_last(mask.flatten(1))
+            tokens = reorder(tokens, order)
+            valid = None if self.is_causal else reorder(mask.flatten(1), order)
+        y, _, _ = self.mix(*self.project(tokens, None), valid)
+        y = linear(y.flatten(2), self.proj.weight, self.proj.bias)
+        return (y if order is None else put_back(y, order)).reshape(*x.shape[:-1], -1)
+
+    # -- streaming
+
+    def init_state(  # type: ignore[override] - a state of its own
+        self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> SparseState:
+        """An empty cache of one segment."""
+        if not self.is_causal:
+            raise ConfigError(f'mixer "{self.name}" streams only when it is causal.')
+        like = self.qkv.weight
+        device, dtype = device or like.device, dtype or like.dtype
+        size = self.segment_size
+        keys = torch.zeros(batch, size, self.num_kv_heads, self.head_dim, device=device, dtype=dtype)
+        queries = keys.new_zeros(batch, self.block_size, self.num_heads, self.head_dim)
+        active = torch.zeros(batch, self.num_heads, size // self.block_size, dtype=torch.bool, device=device)
+        index = None
+        if self.permute is not None:
+            index = torch.arange(size, device=device).expand(batch, self.num_kv_heads, -1).contiguous()
+        length = torch.zeros(batch, dtype=torch.int64, device=device)
+        return SparseState(keys, torch.zeros_like(keys), index, queries, active, length, 0)
+
+    def _grown(self, state: SparseState, needed: int) -> SparseState:
+        size = state.keys.shape[1]
+        while size < needed:
+            size *= 2
+        extra = size - state.keys.shape[1]
+        if not extra:
+            return state
+        keys, values = (torch.nn.functional.pad(t, (0, 0, 0, 0, 0, extra)) for t in (state.keys, state.values))
+        index = state.index
+        if index is not None:
+            more = torch.arange(size - extra, size, device=keys.device).expand(*index.shape[:2], -1)
+            index = torch.cat([index, more], -1)
+        active = torch.nn.functional.pad(state.active, (0, extra // self.block_size))
+        return state._replace(keys=keys, values=values, index=index, active=active)
+
+    @torch.no_grad()
+    def _new_tile(self, state: SparseState) -> SparseState:
+        """Choose anew in the rows where a tile begins, after sorting the segment that is complete there."""
+        size, length, index = self.block_size, state.length, state.index
+        begins = length % size == 0
+        if not bool(begins.any()):
+            return state
+        if self.permute is not None and index is not None:
+            done = begins & (length % self.segment_size == 0) & (length > 0)
+            if bool(done.any()):
+                start = (length - self.segment_size).clamp_min(0)
+                place = start[:, None] + torch.arange(self.segment_size, device=length.device)
+                whole = state.keys.gather(1, place[..., None, None].expand(-1, -1, *state.keys.shape[2:]))
+                score = self.permute(Segments(whole[:, None], state.queries[:, None], self.scale))[:, :, 0]
+                sorted_places = score.argsort(dim=-1, descending=True, stable=True) + start[:, None, None]
+                slots = place[:, None].expand_as(sorted_places)
+                index = torch.where(done[:, None, None], index.scatter(2, slots, sorted_places), index)
+        keys = state.keys
+        if index is not None:
+            keys = keys.gather(1, index.transpose(1, 2)[..., None].expand_as(keys))
+        pooled = state.queries.float().mean(1)[:, :, None]  # of the tile before
+        tile = (length // size)[:, None]
+        allowed, always = self.candidates(tile, state.active.shape[2])
+        chosen = self.select(Tiles(pooled, pool_blocks(keys, size), tile, allowed, self.scale)) | always
+        active = torch.where(begins[:, None, None], chosen[:, :, 0], state.active)
+        return state._replace(index=index, active=active)
+
+    def step(self, x_t: Tensor, state: SparseState) -> tuple[Tensor, SparseState]:  # type: ignore[override]
+        state = self._new_tile(self._grown(state, state.used + 1))
+        q, k, v = self.project(x_t[:, None], state.length[:, None])
+        keys, values, queries = state.keys, state.values, state.queries
+        if torch.is_grad_enabled():
+            keys, values, queries = keys.clone(), values.clone(), queries.clone()
+        rows = torch.arange(x_t.shape[0], device=x_t.device)
+        keys[rows, state.length], values[rows, state.length] = k[:, 0].to(keys.dtype), v[:, 0].to(values.dtype)
+        queries[rows, state.length % self.block_size] = q[:, 0].to(queries.dtype)
+        blocks = blocks_of_mask(state.active[:, :, None], self.block_size, self.block_size)
+        seen = torch.arange(keys.shape[1], device=x_t.device) <= state.length[:, None]
+        y = block_sparse_attention(q, keys.to(q.dtype), values.to(q.dtype), blocks, key_mask=seen, k_index=state.index)
+        assert isinstance(y, Tensor)
+        new = state._replace(keys=keys, values=values, queries=queries, length=state.length + 1, used=state.used + 1)
+        return self.proj(y.flatten(1)), new
+
+    def prefill(  # type: ignore[override] - a state of its own
+        self, x: Tensor, *, mask: Tensor | None = None, state: SparseState | None = None
+    ) -> tuple[Tensor, SparseState]:
+        """In parallel for a whole sequence without padding; else token by token."""
+        batch, length = x.shape[:2]
+        if state is not None or mask is not None or not length:
+            if state is None:
+                state = self.init_state(batch, device=x.device, dtype=x.dtype)
+            return super(Attention, self).prefill(x, mask=mask, state=self._grown(state, state.used + length))
+        state = self._grown(self.init_state(batch, device=x.device, dtype=x.dtype), length)
+        q, k, v = self.project(x, None)
+        y, index, active = self.mix(q, k, v, None)
+        state.keys[:, :length], state.values[:, :length] = k, v
+        if state.index is not None and index is not None:
+            state.index[:, :, :length] = index
+        state.active[:, :, : active.shape[3]] = active[:, :, -1]
+        recent = torch.arange(max(0, length - self.block_size), length, device=x.device)
+        state.queries[:, recent % self.block_size] = q[:, recent].to(state.queries.dtype)
+        y = linear(y.flatten(2), self.proj.weight, self.proj.bias)
+        return y, state._replace(length=state.length + length, used=length)
+
+
+class BlockSparseAttention(SparseAttention, name="block_sparse_attention"):
+    """Softmax attention of every block of queries to the blocks of keys that a selector chooses.
+
+    The own block is always among them. Work and memory are proportional to the chosen blocks. The choice has no
+    gradient. In causal attention it depends on the queries of the block before, so that nothing later is seen and a
+    stream chooses the same; there the choice is made once for every block.
+
+    Args:
+        dim: number of channels C.
+        causal: a token sees only itself and those before it.
+        num_heads, head_dim, num_kv_heads, qkv_bias, proj_bias, qk_norm, rope_theta: as in `attention`.
+        position: "none" or "rotary".
+        block_size: tokens of a block.
+        selector: a name or a mapping with `name` and options: dense, window, strided, global, random, top_k, top_p;
+            see `block_selection`.
+
+    Shapes: `x` and the result `(B, *grid, C)`; `mask` `(B, *grid)` bool, False tokens are never attended to. On grids
+    the blocks are pieces of the raster order; `order="hilbert"` or windows (`{"name": "atrous", "size": 8, "joined":
+    True}`) with `causal_paths=False` make them two-dimensional.
+
+    Raises:
+        ConfigError: sizes that are not positive, or an unknown selector or option.
+    """
+
+    packs = False
+    complexity = "N^2"
+    source = "MoBA: Mixture of Block Attention (2025), arXiv:2502.13189, among others; see `selector`"
+    alternatives = {
+        "num_heads": 2,
+        "head_dim": 16,
+        "num_kv_heads": 1,
+        "position": "rotary",
+        "rope_theta": 100.0,
+        "block_size": 4,
+        "selector": {"name": "window", "width": 1, "sinks": 0},
+    }
+    requires = {
+        "num_kv_heads": {"num_heads": 2},
+        "rope_theta": {"position": "rotary"},
+        "selector": {"block_size": 4},
+    }
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        causal: bool = False,
+        num_heads: int | None = None,
+        head_dim: int = 32,
+        num_kv_heads: int | None = None,
+        qkv_bias: bool = False,
+        proj_bias: bool = False,
+        qk_norm: bool = False,
+        position: Literal["none", "rotary"] = "none",
+        rope_theta: float = 10000.0,
+        block_size: int = 64,
+        selector: str | Mapping[str, Any] = "top_k",
+    ) -> None:
+        super().__init__(
+            dim, causal=causal, num_heads=num_heads, head_dim=head_dim, num_kv_heads=num_kv_heads, qkv_bias=qkv_bias,
+            proj_bias=proj_bias, qk_norm=qk_norm, position=position, rope_theta=rope_theta,
+        )  # fmt: skip
+        self.set_choice(block_size, block_size, selector, "identity")
+
+
+class PermutedAttention(SparseAttention, name="permuted_attention"):
+    """Block-sparse attention over keys that are sorted inside of segments. PBS-Attn (2025), arXiv:2510.21270.
+
+    Keys of a complete segment are sorted so that those which matter stand in few blocks; a block of queries takes the
+    blocks of other segments (in causal attention of earlier ones) that the selector chooses, and all its own segment.
+    Keys and values are read through the permutation, not copied, by the GPU kernel.
+
+    Published is the prefill of trained models, where the last queries of the whole sequence sort all segments; here a
+    segment is sorted by its own last queries, so that training, prefill and streams agree. `permuted_blocks` and the
+    Hugging Face plug-in do it as published.
+
+    Args:
+        dim: number of channels C.
+        causal, num_heads, head_dim, num_kv_heads, qkv_bias, proj_bias, qk_norm, position, rope_theta, block_size,
+            selector: as in `block_sparse_attention`.
+        segment_size: tokens of a segment, a multiple of `block_size`.
+        permutation: identity, attention, norm or hash; see `permutations`.
+
+    Shapes: as in `block_sparse_attention`.
+
+    Raises:
+        ConfigError: sizes that do not fit, or an unknown selector, permutation or option.
+    """
+
+    packs = False
+    complexity = "N^2"
+    source = "Sparser Block-Sparse Attention via Token Permutation (2025), arXiv:2510.21270"
+    alternatives = {
+        **BlockSparseAttention.alternatives,
+        "segment_size": 8,
+        "permutation": "norm",
+        "block_size": 4,
+    }
+    requires = {
+        "num_kv_heads": {"num_heads": 2},
+        "rope_theta": {"position": "rotary"},
+        "selector": {"block_size": 2, "segment_size": 4},
+        "segment_size": {"block_size": 4},
+        "permutation": {"block_size": 2, "segment_size": 4},
+        "block_size": {"segment_size": 8, "block_size": 2},
+    }
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        causal: bool = False,
+        num_heads: int | None = None,
+        head_dim: int = 32,
+        num_kv_heads: int | None = None,
+        qkv_bias: bool = False,
+        proj_bias: bool = False,
+        qk_norm: bool = False,
+        position: Literal["none", "rotary"] = "none",
+        rope_theta: float = 10000.0,
+        block_size: int = 64,
+        selector: str | Mapping[str, Any] = "top_p",
+        segment_size: int = 256,
+        permutation: str | Mapping[str, Any] = "attention",
+    ) -> None:
+        super().__init__(
+            dim, causal=causal, num_heads=num_heads, head_dim=head_dim, num_kv_heads=num_kv_heads, qkv_bias=qkv_bias,
+            proj_bias=proj_bias, qk_norm=qk_norm, position=position, rope_theta=rope_theta,
+        )  # fmt: skip
+        self.set_choice(block_size, segment_size, selector, permutation)
