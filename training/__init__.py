@@ -1,11 +1,22 @@
-"""Training: the loop, checkpoints, costs and reports."""
+"""Training: the loop, checkpoints, costs, reports and ablations."""
+
+from typing import Any
 
 from .cost import count_parameters, measure_activation_bytes, measure_flops, measure_throughput, peak_memory_bytes
 
 __all__ = [
+    "compare",
     "count_parameters",
     "measure_activation_bytes",
     "measure_flops",
     "measure_throughput",
     "peak_memory_bytes",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "compare":  # what it needs takes seconds to import
+        from .ablation.compare import compare
+
+        return compare
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

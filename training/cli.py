@@ -82,6 +82,10 @@ def _start(arguments: Sequence[str]) -> int:
         from .ablation.sweep import main as ablate
 
         return ablate(overrides)
+    if any(text.startswith("search.") for text in overrides):
+        from .ablation.search import search
+
+        return search(overrides)
     folder = _resume_path(overrides)
     if folder is not None:
         from .run import run
@@ -141,7 +145,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = 2
     except Interrupted as stop:
         given = sys.argv[1:] if arguments is None else arguments
-        again = "the same command" if any(a.startswith("ablation") for a in given) else f"resume={stop.folder}"
+        again = (
+            "the same command" if any(a.startswith(("ablation", "search.")) for a in given) else f"resume={stop.folder}"
+        )
         again = again if " " in again else f"python train.py {again}"
         print(f"stopped at step {stop.step} and saved. Continue with: {again}", file=sys.stderr)
         code = 128 + stop.number

@@ -1,4 +1,7 @@
-"""What a run leaves behind: a line per evaluation, a summary, a curve; and where it ran."""
+"""What a run leaves behind: a line per evaluation, a summary, a curve; and where it ran.
+
+`python -m mixerzoo.training.report RUNS...` writes the report of an ablation, or of any runs; see `ablation/build.py`.
+"""
 
 from __future__ import annotations
 
@@ -169,3 +172,10 @@ def read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
+
+
+if __name__ == "__main__":
+    # a script may use what is above this module; nothing else here does
+    from mixerzoo.training.ablation.build import main  # pyright: ignore[reportMissingImports]
+
+    sys.exit(main())

@@ -42,6 +42,8 @@ def collect(plan: Plan) -> dict[str, Any]:
         "tolerance": plan.ablation.tolerance,
         "code": plan.code,
         "git": report.read_json(plan.folder / "plan.json").get("git") if (plan.folder / "plan.json").exists() else None,
+        "folder": str(plan.folder),
+        "given": plan.given,
         "trains": bool(plan.ablation.seeds),
         "scaling": measured.get("scaling"),
         "measured_on": measured.get("environment"),

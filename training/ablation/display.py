@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Iterator
 
@@ -120,6 +121,29 @@ class SweepDisplay:
             return
         with Live(self, console=self.console, refresh_per_second=2):
             yield
+
+    @contextlib.contextmanager
+    def polling(self, every: float = 10.0) -> Iterator[None]:
+        """For the block, a line whenever the counts changed, where no bar shows them."""
+        over = threading.Event()
+
+        def look() -> None:
+            shown = self.state()[:2]
+            while not over.wait(every):
+                done, failed, text = self.state()
+                if (done, failed) != shown:
+                    self.say(text)
+                shown = done, failed
+
+        thread = threading.Thread(target=look, daemon=True)
+        if not self.live:
+            thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            if thread.ident is not None:
+                thread.join()
 
     def event(self, what: str, job: Job | None) -> None:
         """A run of this process started or ended."""

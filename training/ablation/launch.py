@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,22 +49,18 @@ def _missing(package: str, launcher: str) -> ConfigError:
     )
 
 
-def _joblib(plan: Plan, poll: Callable[[], None]) -> list[tuple[int, str]]:
+def _joblib(plan: Plan) -> list[tuple[int, str]]:
     try:
         from joblib import Parallel, delayed
     except ImportError as error:
         raise _missing("joblib", "joblib") from error
     # the processes are the workers' own; what waits for them here can be threads
-    workers = Parallel(n_jobs=plan.ablation.workers, backend="threading", return_as="generator", pre_dispatch="all")
-    run_worker = _runner(plan)
-    results = []
-    for result in workers(delayed(run_worker)() for _ in range(plan.ablation.workers)):
-        results.append(result)
-        poll()
-    return results
+    workers, run_worker = Parallel(n_jobs=plan.ablation.workers, backend="threading"), _runner(plan)
+    done: Any = workers(delayed(run_worker)() for _ in range(plan.ablation.workers))
+    return list(done)
 
 
-def _ray(plan: Plan, poll: Callable[[], None]) -> list[tuple[int, str]]:
+def _ray(plan: Plan) -> list[tuple[int, str]]:
     try:
         import ray
     except ImportError as error:
@@ -75,13 +70,7 @@ def _ray(plan: Plan, poll: Callable[[], None]) -> list[tuple[int, str]]:
         ray.init(**{"log_to_driver": False, "include_dashboard": False, **plan.ablation.launcher_options})
     try:
         remote = ray.remote(_runner(plan)).options(num_cpus=worker_threads(plan))
-        open_ones = [remote.remote() for _ in range(plan.ablation.workers)]
-        results = []
-        while open_ones:
-            ended, open_ones = ray.wait(open_ones, timeout=2)
-            results += ray.get(ended)
-            poll()
-        return results
+        return ray.get([remote.remote() for _ in range(plan.ablation.workers)])
     finally:
         if started:
             ray.shutdown()
@@ -112,32 +101,28 @@ def make_executor(plan: Plan) -> Any:
     return executor
 
 
-def _submitit(plan: Plan, poll: Callable[[], None]) -> list[tuple[int, str]]:
+def _submitit(plan: Plan) -> list[tuple[int, str]]:
     executor, run_worker = make_executor(plan), _runner(plan)
     with executor.batch():
         jobs = [executor.submit(run_worker) for _ in range(plan.ablation.workers)]
-    while not all(job.done() for job in jobs):
-        time.sleep(2)
-        poll()
     return [job.result() for job in jobs]
 
 
-LAUNCHERS: dict[str, Callable[[Plan, Callable[[], None]], list[tuple[int, str]]]] = {
+LAUNCHERS: dict[str, Callable[[Plan], list[tuple[int, str]]]] = {
     "joblib": _joblib,
     "ray": _ray,
     "submitit": _submitit,
 }
 
 
-def launch(plan: Plan, poll: Callable[[], None]) -> list[str]:
+def launch(plan: Plan) -> list[str]:
     """Run `ablation.workers` workers by the launcher to their end; returns what those that failed said.
 
     Args:
         plan: written.
-        poll: called from time to time.
 
     Raises:
         ConfigError: the launcher's package is missing or refuses its options.
     """
-    results = LAUNCHERS[plan.ablation.launcher](plan, poll)
+    results = LAUNCHERS[plan.ablation.launcher](plan)
     return [f"a worker ended with {code}: {said}" for code, said in results if code]

@@ -22,7 +22,7 @@ from .preset import Ablation, make
 
 PLAN = "plan.json"
 # Runs of a sweep write no tracker's files unless asked; metrics.jsonl holds the same.
-_QUIET = ["tracker=null", "progress=false"]
+QUIET = ["tracker=null", "progress=false"]
 
 
 @dataclass(eq=False)
@@ -52,6 +52,7 @@ class Cell:
         settings: the command line of `train.py` without seed and learning rate.
         config: with the first seed and learning rate.
         matched: what the search for an equal size found; None when nothing is matched.
+        recorded: for runs that were found, not planned: the command line that made them.
     """
 
     arm: str
@@ -59,6 +60,7 @@ class Cell:
     settings: list[str]
     config: RunConfig
     matched: Matched | None = None
+    recorded: str = ""
     jobs: list[Job] = field(default_factory=list, repr=False)
 
     @property
@@ -68,6 +70,8 @@ class Cell:
 
     def command(self, lr: float, seed: int) -> str:
         """The command line that repeats a run, and gives it the same identity."""
+        if self.recorded:
+            return self.recorded
         return shlex.join(["python", "train.py", *self.settings, f"optimizer.lr={lr!r}", f"seed={seed}"])
 
 
@@ -81,6 +85,7 @@ class Plan:
         code: version of the code.
         folder: of the ablation; runs lie beside it.
         rates: learning rates that are tried.
+        given: the runs were found, not planned.
     """
 
     ablation: Ablation
@@ -88,6 +93,7 @@ class Plan:
     code: str
     folder: Path
     rates: list[float]
+    given: bool = False
 
     def jobs(self) -> list[Job]:
         """All possible runs; those of rates that lose on validation are made for the first seeds only."""
@@ -150,7 +156,7 @@ def once(settings: Sequence[str]) -> list[str]:
 
 def _compose(settings: Sequence[str], *, arm: str) -> RunConfig:
     try:
-        return compose_config([*settings, *_QUIET])
+        return compose_config([*settings, *QUIET])
     except ConfigError as error:
         raise ConfigError(f"{error} (in the arm {arm})") from error
 

@@ -62,15 +62,9 @@ def carry_out(plan: Plan, *, progress: bool = True) -> dict[str, Any]:
             finally:
                 torch.set_num_threads(before)
         else:
-            shown = [""]
-
-            def poll() -> None:
-                text = display.state()[2]
-                if text != shown[0] and not display.live:
-                    display.say(text)
-                shown[0] = text
-
-            for problem in launch(plan, poll):
+            with display.polling():
+                problems = launch(plan)
+            for problem in problems:
                 display.say(problem)
     board = Board(plan)
     left = [job for job in board.needed() if not board.refresh(job)]

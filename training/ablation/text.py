@@ -38,6 +38,12 @@ def p_text(difference: Mapping[str, Any] | None) -> str:
 
 def fairness(results: Mapping[str, Any]) -> list[str]:
     """How the comparison was made fair, in sentences."""
+    if results["given"]:
+        return [
+            "The runs were given as they are: nothing was matched, and it was not checked that they share data and "
+            "recipe. Of runs that differ only in the learning rate the best on validation counts. Intervals are 95%, "
+            "bootstrap over seeds; p is of a paired t-test against the reference, adjusted (Holm)."
+        ]
     what = {"parameters": "Parameters", "flops": "FLOPs of one sample"}.get(results["match"])
     lines = []
     if what:
@@ -86,6 +92,7 @@ def markdown(results: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
         if point:
             lines += ["## " + ", ".join(f"{key} = {value}" for key, value in point.items()), ""]
         lines += _table(results, _sorted(results, cells))
+    lines += _growth(results)
     if results["warnings"]:
         lines += ["## To keep in mind", "", *(f"- {warning}" for warning in results["warnings"]), ""]
     if pictures:
@@ -94,6 +101,33 @@ def markdown(results: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
     lines += [f"    {cell['command']}" for cell in results["cells"]]
     lines += ["", where(results)]
     return "\n".join(lines) + "\n"
+
+
+def _growth(results: Mapping[str, Any]) -> list[str]:
+    """Seconds of a training step and activations over the lengths."""
+    if not results["scaling"]:
+        return []
+    lengths = results["scaling"]["lengths"]
+    exponents = {cell["label"]: cell["costs"] for cell in results["cells"]}
+    done = []
+    for title, key, power in (
+        ("Seconds of a training step", "train_seconds", "time_exponent"),
+        ("Seconds of a forward pass", "infer_seconds", "inference_exponent"),
+        ("Bytes kept for the backward pass", "activation_bytes", "memory_exponent"),
+        ("Peak memory added by a training step, bytes", "peak_bytes", ""),
+    ):
+        done += [f"## {title}, by tokens", ""]
+        heads = ["arm", *(f"{n:,}" for n in lengths), *(["grows as N^"] if power else [])]
+        done += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+        for label, rows in results["scaling"]["arms"].items():
+            known = {row["length"]: row[key] for row in rows}
+            values = [known.get(n) for n in lengths]
+            texts = [si(v["median"] if isinstance(v, Mapping) else v) for v in values]
+            last = [f"{exponents[label][power]:.2f}"] if power else []
+            done.append("| " + " | ".join([f"`{label}`", *texts, *last]) + " |")
+        done.append("")
+    done += [f"- `{label}`: {why}." for label, why in results["scaling"]["stopped"].items()]
+    return [*done, ""]
 
 
 def _pivot(results: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> list[str]:
