@@ -4,10 +4,10 @@
 
 Triton needs a driver only to ask for its target and to launch. The driver here knows a target and launches nothing, so
 running the cases (`kernels/<op>/cases.py`) on CPU tensors compiles whatever they would launch, with every autotune
-config (`--default`: the first of each list). Printed are registers, spills (bytes of local memory of a thread; on AMD,
-spilled registers), shared memory, and the matrix instructions in the code. The exit status is 1 when a kernel does not
-compile, needs more shared memory than the chip has, spills in its default config, or multiplies 16-bit matrices without
-matrix instructions.
+config (`--default`: the first of each list). Printed are registers, spills (bytes of a thread in local
+memory, "scratch" on AMD), shared memory, and the matrix instructions in the code. The exit status is 1 when a kernel
+does not compile, needs more shared memory than the chip has, spills in its default config, or multiplies 16-bit
+matrices without matrix instructions.
 """
 
 from __future__ import annotations
@@ -143,9 +143,16 @@ def _cuda_resources(cubin: Path) -> tuple[int | None, int | None]:
 
 
 def _amd_resources(assembly: str) -> tuple[int | None, int | None]:
+    """Vector registers, and bytes of memory of a thread ("scratch"), where spilled vector registers go.
+
+    Scalar registers are spilled, too, into lanes of vector registers and so not into memory: they do not count.
+    """
     registers = re.search(r"\.vgpr_count:\s+(\d+)", assembly)
-    spills = re.findall(r"\.[vs]gpr_spill_count:\s+(\d+)", assembly)
-    return int(registers[1]) if registers else None, sum(map(int, spills)) if spills else None
+    scratch = re.search(r"\.private_segment_fixed_size:\s+(\d+)", assembly)
+    spilled = re.search(r"\.vgpr_spill_count:\s+(\d+)", assembly)
+    if not (registers and scratch and spilled):
+        return None, None
+    return int(registers[1]), max(int(scratch[1]), 4 * int(spilled[1]))
 
 
 def _multiplies_16_bit(ttir: str) -> bool:

@@ -5,6 +5,8 @@ B batch, L length, H heads, K key size, V value size, C tokens of a chunk.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -16,7 +18,6 @@ from .interpreter import vectorize_scans
 
 vectorize_scans()
 
-CHUNK = 64  # C: a tile of C x C scores is four (16 x 16) blocks per warp with four warps
 LARGEST_KEY = 256  # the state of a program, K x 64 in float32, must fit its registers
 
 
@@ -93,6 +94,12 @@ def check_sizes(op: str, keys: int, *tensors: Tensor | None) -> torch.dtype:
     return dtype
 
 
+def check_step_dtypes(op: str, *tensors: Tensor | None) -> None:
+    """Raise ConfigError for float64, which the kernels of single steps do not compute in."""
+    if any(t is not None and t.dtype == torch.float64 for t in tensors):
+        raise ConfigError(f'{op}: backend "triton" computes in float32 at most, not float64.')
+
+
 def rows(x: Tensor) -> Tensor:
     """`x` itself when its last axis is contiguous (kernels take the other strides), else a copy.
 
@@ -111,9 +118,23 @@ def block(size: int, largest: int = 1 << 30) -> int:
     return min(largest, max(16, triton.next_power_of_2(size)))
 
 
+def on_nvidia() -> bool:
+    """Whether kernels are compiled for a chip of NVIDIA's. The interpreter counts as one."""
+    if knobs.runtime.interpret:
+        return True
+    target: Any = triton.runtime.driver.active.get_current_target()
+    return target.backend == "cuda"
+
+
 def precision(dtype: torch.dtype) -> str:
-    """How tl.dot multiplies float32: exactly, unless PyTorch's own products may use TF32."""
-    return "ieee" if dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest" else "tf32"
+    """How tl.dot multiplies float32: to about 2^-22 or better, unless PyTorch's own products may use TF32.
+
+    NVIDIA's matrix units have no float32: three TF32 products stand in for one. Without them, operands are in registers
+    as a whole, which are spilled by thousands of bytes.
+    """
+    if dtype != torch.float32 or torch.get_float32_matmul_precision() != "highest":
+        return "tf32"
+    return "tf32x3" if on_nvidia() and not INTERPRETED.value else "ieee"
 
 
 def given(x: Tensor | None, stand_in: Tensor) -> Tensor:

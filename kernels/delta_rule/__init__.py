@@ -107,6 +107,7 @@ def delta_rule_step(
 
     Raises:
         ConfigError: shapes that do not fit each other.
+        RuntimeError: a backend that cannot run here.
     """
     check_shape("delta_rule_step", "v_t", v_t, (None, None, None), "B, H, V")
     batch, heads, size = v_t.shape
@@ -116,7 +117,12 @@ def delta_rule_step(
     check_shape("delta_rule_step", "beta_t", beta_t, (batch, heads), "B, H")
     check_shape("delta_rule_step", "g_t", g_t, (batch, heads), "B, H")
     check_shape("delta_rule_step", "state", state, (batch, heads, keys, size), "B, H, K, V")
-    choose_backend("delta_rule_step", backend, q_t, k_t, v_t, beta_t, g_t, state, available=("eager", "reference"))
+    chosen = choose_backend("delta_rule_step", backend, q_t, k_t, v_t, beta_t, g_t, state)
+    factor = keys**-0.5 if scale is None else float(scale)
+    if chosen == "triton":
+        from ..chunked_step import chunked_step_triton
+
+        return chunked_step_triton("delta_rule_step", q_t, k_t, v_t, g_t, beta_t, state, factor, delta=True)
     from .reference import delta_rule_step_reference as run
 
-    return run(q_t, k_t, v_t, beta_t, g_t, state, keys**-0.5 if scale is None else float(scale))
+    return run(q_t, k_t, v_t, beta_t, g_t, state, factor)

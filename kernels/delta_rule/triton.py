@@ -15,17 +15,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..documents import document_index
-from ..registration import register_op
-from ..ssd.triton import _output_kernel
+from ..chunked import dense, last_state, like, register_scan, run_scan
+from ..ssd.triton_forward import output_kernel, output_tiles
 from ..tiles import (
     block,
-    check_sizes,
     dot,
     given,
     load_column,
     load_documents,
     load_tile,
+    on_nvidia,
     precision,
     rows,
     store_tile,
@@ -34,6 +33,7 @@ from ..tiles import (
 
 CHUNK = 32  # C: the gradients of a chunk need some ten tiles at a time
 LEVELS = 5  # log2(C)
+KEYS = 32  # of a program that computes gradients: with 64 it spills on some chips
 
 
 @triton.jit
@@ -183,22 +183,25 @@ def _state_gradients_kernel(
 @triton.jit
 def _gradients_kernel(
     q, k, v, beta, g, index, dy, starts, corrected, d_ends, d_wrong, dq, dk, dv, dbeta, dg,
-    scale, length, heads,
+    scale, batch, length, heads,
     q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, beta_b, beta_t, beta_h, g_b, g_t, g_h, dy_b, dy_t, dy_h,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
     HAS_G: tl.constexpr, HAS_INDEX: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of all inputs of one chunk."""
+    """dq, dk and, by the first block of keys, dv of one chunk and block of keys; its parts of dbeta and dg.
+
+    dbeta, dg (blocks of keys, B, L, H): they are sums over keys, but for what `v` gives, which the first block adds.
+    """
     chunks = tl.cdiv(length, C)
     chunk = tl.program_id(0) % chunks
     h = tl.program_id(0) // chunks % heads
     b = tl.cast(tl.program_id(0) // chunks // heads, tl.int64)
     row = tl.arange(0, C)
-    key = tl.arange(0, BLOCK_K)
+    key = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     start = chunk * C
     wide = tl.cast(start, tl.int64)
     left = length - start
-    q_tile = load_tile(q + b * q_b + wide * q_t + h * q_h, q_t, row, left, key, K)
+    own = tl.where(tl.program_id(1) == 0, left, 0)  # tokens whose v this block of keys answers for
     k_tile = load_tile(k + b * k_b + wide * k_t + h * k_h, k_t, row, left, key, K)
     rate = load_column(beta + b * beta_b + wide * beta_t + h * beta_h, beta_t, row, left, True, 1.0)
     step = load_column(g + b * g_b + wide * g_t + h * g_h, g_t, row, left, HAS_G, 0.0)
@@ -225,7 +228,7 @@ def _gradients_kernel(
     across = tl.zeros([BLOCK_K], tl.float32)  # product of the state before with the gradient of the state after
     for j in range(tl.cdiv(V, BLOCK_V)):
         col = j * BLOCK_V + tl.arange(0, BLOCK_V)
-        v_tile = load_tile(v + b * v_b + wide * v_t + h * v_h, v_t, row, left, col, V)
+        v_tile = load_tile(v + b * v_b + wide * v_t + h * v_h, v_t, row, own, col, V)
         dy_tile = load_tile(dy + b * dy_b + wide * dy_t + h * dy_h, dy_t, row, left, col, V)
         new = load_tile(corrected + values, heads * V, row, left, col, V)
         wrong = load_tile(d_wrong + values, heads * V, row, left, col, V)
@@ -243,8 +246,9 @@ def _gradients_kernel(
         d_answer = wrong * -rate[:, None]
         arrived += tl.sum(d_answer * answer, 1)
         dk_tile = dot((d_answer * until[:, None]).to(k_tile.dtype), tl.trans(state), PRECISION, dk_tile)
-        store_tile(dv + values, heads * V, row, left, col, V, -d_answer)
+        store_tile(dv + values, heads * V, row, own, col, V, -d_answer)
     decay = tl.exp(tl.where(seen, total[:, None] - total[None, :], float("-inf")))
+    q_tile = load_tile(q + b * q_b + wide * q_t + h * q_h, q_t, row, left, key, K)  # late: saves registers
     products = dot(q_tile, tl.trans(k_tile), PRECISION)
     gram = dot(k_tile, tl.trans(k_tile), PRECISION)
     earlier = row[:, None] > row[None, :]
@@ -260,6 +264,7 @@ def _gradients_kernel(
     place = (b * length + start) * heads + h
     store_tile(dq + place * K, heads * K, row, left, key, K, dq_tile)
     store_tile(dk + place * K, heads * K, row, left, key, K, dk_tile)
+    place += tl.cast(tl.program_id(1), tl.int64) * batch * length * heads
     tl.store(dbeta + place + row * heads, d_rate.to(dbeta.dtype.element_ty), row < left)
     if HAS_G:
         # A decay lies on the way from every earlier token (or the old state) to this and every later token (or the new
@@ -282,6 +287,13 @@ def _constants(k: Tensor, v: Tensor, g: Tensor | None, index: Tensor | None) -> 
     }  # fmt: skip
 
 
+def state_tiles(keys: int) -> tuple[int, int]:
+    """Columns of the values that a program with a state (K x columns) in registers takes, and its warps."""
+    if keys <= 64:
+        return 64, 4
+    return 32 if keys <= 128 else 16, 8 if on_nvidia() else 4
+
+
 def _states(
     k: Tensor, v: Tensor, beta: Tensor, g: Tensor | None, initial: Tensor | None, index: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -298,103 +310,73 @@ def _states(
     )  # fmt: skip
     starts = v.new_empty(batch, heads, chunks, keys, size)
     corrected = torch.empty(v.shape, dtype=v.dtype, device=v.device)
-    final = v.new_empty(batch, heads, keys, size, dtype=torch.float32)
-    columns = block(size, 64 if keys <= 64 else 32)
+    final = last_state(k, v)
+    columns, warps = state_tiles(keys)
+    columns = block(size, columns)
     _states_kernel[batch * heads, triton.cdiv(size, columns)](
         k, v, beta, given(g, v), given(index, v), inverse, given(initial, v), starts, corrected, final,
         length, heads, *strides(k), *strides(v), *strides(beta), *strides(g),
-        HAS_INITIAL=initial is not None, num_stages=2, **constants | {"BLOCK_V": columns},
+        HAS_INITIAL=initial is not None, num_stages=2, **constants | {"BLOCK_V": columns, "num_warps": warps},
     )  # fmt: skip
     return inverse, starts, corrected, final
 
 
 def _forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    beta: Tensor,
-    g: Tensor | None,
-    scale: float,
-    initial: Tensor | None,
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor | None, scale: float, initial: Tensor | None,
     index: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     batch, length, heads, size = v.shape
-    q, k, v = rows(q), rows(k), rows(v)
-    initial = None if initial is None else initial.contiguous()
+    q, k, v, initial = rows(q), rows(k), rows(v), dense(initial)
     _, starts, corrected, final = _states(k, v, beta, g, initial, index)
     y = torch.empty(v.shape, dtype=v.dtype, device=v.device)
-    columns = block(size, 64)
-    _output_kernel[batch * heads * triton.cdiv(length, CHUNK), triton.cdiv(size, columns)](
+    columns = block(size, output_tiles(k.shape[3])[1])
+    output_kernel[batch * heads * triton.cdiv(length, CHUNK), triton.cdiv(size, columns)](
         q, k, corrected, given(g, v), v, given(index, v), v, starts, y, v,
         scale, length, heads, 1, 1,
         *strides(q), *strides(k), *strides(corrected), *strides(g), *strides(None),
         HAS_BETA=False, HAS_INITIAL=False, HAS_STARTS=True, HAS_FINAL=False, num_stages=1,
-        **_constants(k, v, g, index) | {"BLOCK_V": columns},
+        **_constants(k, v, g, index) | {"BLOCK_V": columns, "num_warps": 8},
     )  # fmt: skip
     return y, final
 
 
-def _forward_fake(q, k, v, beta, g, scale, initial, index):
-    return v.new_empty(v.shape), v.new_empty(v.shape[0], v.shape[2], k.shape[3], v.shape[3], dtype=torch.float32)
-
-
 def _backward(
-    dy: Tensor,
-    d_final: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    beta: Tensor,
-    g: Tensor | None,
-    scale: float,
-    initial: Tensor | None,
-    index: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dy: Tensor, d_final: Tensor | None, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor | None, scale: float,
+    initial: Tensor | None, index: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     batch, length, heads, size = v.shape
     keys = k.shape[3]
-    q, k, v, dy = rows(q), rows(k), rows(v), rows(dy)
-    initial = None if initial is None else initial.contiguous()
-    d_final = None if d_final is None else d_final.contiguous()
-    dq, dk, dv, dbeta, dg, d_initial = _backward_fake(dy, d_final, q, k, v, beta, g, scale, initial, index)
+    q, k, v, dy, initial, d_final = rows(q), rows(k), rows(v), rows(dy), dense(initial), dense(d_final)
+    dq, dk, dv, dbeta, dg, d_initial = like(v, q, k, v, beta, g, initial)
     inverse, starts, corrected, _ = _states(k, v, beta, g, initial, index)
     d_ends, d_wrong = torch.empty_like(starts), torch.empty_like(corrected)
     constants = _constants(k, v, g, index)
-    columns = block(size, 64 if keys <= 64 else 32)
+    columns, warps = state_tiles(keys)
+    columns = block(size, columns)
     _state_gradients_kernel[batch * heads, triton.cdiv(size, columns)](
         q, k, beta, given(g, v), given(index, v), dy, inverse, given(d_final, v), d_ends, d_wrong, d_initial,
         scale, length, heads, *strides(q), *strides(k), *strides(beta), *strides(g), *strides(dy),
         HAS_FINAL=d_final is not None, HAS_INITIAL=initial is not None, num_stages=2,
-        **constants | {"BLOCK_V": columns},
+        **constants | {"BLOCK_V": columns, "num_warps": warps},
     )  # fmt: skip
-    _gradients_kernel[batch * heads * triton.cdiv(length, CHUNK),](
-        q, k, v, beta, given(g, v), given(index, v), dy, starts, corrected, d_ends, d_wrong, dq, dk, dv, dbeta, dg,
-        scale, length, heads, *strides(q), *strides(k), *strides(v), *strides(beta), *strides(g), *strides(dy),
-        num_stages=1, **constants | {"BLOCK_V": 16},
+    blocks = triton.cdiv(keys, KEYS)
+    if blocks > 1:
+        dbeta, dg_parts = (v.new_empty(blocks, batch, length, heads, dtype=torch.float32) for _ in range(2))
+    else:
+        dg_parts = dg
+    _gradients_kernel[batch * heads * triton.cdiv(length, CHUNK), blocks](
+        q, k, v, beta, given(g, v), given(index, v), dy, starts, corrected, d_ends, d_wrong, dq, dk, dv, dbeta,
+        dg_parts, scale, batch, length, heads,
+        *strides(q), *strides(k), *strides(v), *strides(beta), *strides(g), *strides(dy),
+        num_stages=1, **constants | {"BLOCK_K": block(keys, KEYS), "BLOCK_V": 16},
     )  # fmt: skip
+    if blocks > 1:
+        dbeta = dbeta.sum(0).to(beta.dtype)
+        dg = dg if g is None else dg_parts.sum(0).to(g.dtype)
     return dq, dk, dv, dbeta, dg, d_initial
 
 
-def _backward_fake(dy, d_final, q, k, v, beta, g, scale, initial, index):
-    def like(x):
-        return v.new_empty(0) if x is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
-
-    return like(q), like(k), like(v), like(beta), like(g), like(initial)
-
-
-def _save(ctx, inputs, output):
-    q, k, v, beta, g, ctx.scale, initial, index = inputs
-    ctx.save_for_backward(q, k, v, beta, g, initial, index)
-
-
-def _gradient(ctx, dy, d_final):
-    q, k, v, beta, g, initial, index = ctx.saved_tensors
-    grads = _backward_op(dy, d_final, q, k, v, beta, g, ctx.scale, initial, index)
-    dq, dk, dv, dbeta, dg, d_initial = grads
-    return dq, dk, dv, dbeta, None if g is None else dg, None, None if initial is None else d_initial, None
-
-
-_backward_op = register_op("delta_rule_triton_backward", _backward, _backward_fake)
-_forward_op = register_op("delta_rule_triton", _forward, _forward_fake, save=_save, backward=_gradient)
+_forward_op = register_scan("delta_rule", _forward, _backward)
 
 
 def delta_rule_triton(
@@ -408,8 +390,4 @@ def delta_rule_triton(
     document_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Outputs (B, L, H, V) and the last state (B, H, K, V); shapes as in `delta_rule`."""
-    dtype = check_sizes("delta_rule", k.shape[3], q, k, v)
-    index = None if document_ids is None else document_index(document_ids)
-    initial = None if initial_state is None else initial_state.float()
-    y, state = _forward_op(q.to(dtype), k.to(dtype), v.to(dtype), beta, g, scale, initial, index)
-    return y.to(v.dtype), state
+    return run_scan("delta_rule", _forward_op, q, k, v, (beta, g), scale, initial_state, document_ids)

@@ -100,6 +100,7 @@ def gla_step(
 
     Raises:
         ConfigError: shapes that do not fit each other.
+        RuntimeError: a backend that cannot run here.
     """
     check_shape("gla_step", "v_t", v_t, (None, None, None), "B, H, V")
     batch, heads, size = v_t.shape
@@ -108,7 +109,12 @@ def gla_step(
     check_shape("gla_step", "k_t", k_t, (batch, heads, keys), "B, H, K")
     check_shape("gla_step", "g_t", g_t, (batch, heads, keys), "B, H, K")
     check_shape("gla_step", "state", state, (batch, heads, keys, size), "B, H, K, V")
-    choose_backend("gla_step", backend, q_t, k_t, v_t, g_t, state, available=("eager", "reference"))
+    chosen = choose_backend("gla_step", backend, q_t, k_t, v_t, g_t, state)
+    factor = keys**-0.5 if scale is None else float(scale)
+    if chosen == "triton":
+        from ..chunked_step import chunked_step_triton
+
+        return chunked_step_triton("gla_step", q_t, k_t, v_t, g_t, None, state, factor)
     from .reference import gla_step_reference as run
 
-    return run(q_t, k_t, v_t, g_t, state, keys**-0.5 if scale is None else float(scale))
+    return run(q_t, k_t, v_t, g_t, state, factor)

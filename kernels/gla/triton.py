@@ -14,23 +14,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..documents import document_index
-from ..registration import register_op
-from ..tiles import (
-    block,
-    check_sizes,
-    dot,
-    given,
-    load_documents,
-    load_tile,
-    precision,
-    rows,
-    store_tile,
-    strides,
-)
+from ..chunked import dense, last_state, like, register_scan, run_scan
+from ..tiles import block, dot, given, load_documents, load_tile, precision, rows, store_tile, strides
 
 CHUNK = 32  # C: tiles of 64 tokens with their decays are too much for the registers
 LEVELS = 5  # log2(C)
+KEYS = 16  # of a program that computes gradients: with 32 it spills
 
 
 @triton.jit
@@ -40,7 +29,7 @@ def _total(which, g, PRECISION: tl.constexpr):
     Scans along blocks of every size need more registers than there are. Where products are not exact in float32, g goes
     in as the sum of two bfloat16 numbers: 16 bits of it count, while all terms have one sign.
     """
-    if PRECISION == "ieee":
+    if PRECISION != "tf32":
         return dot(which.to(tl.float32), g, PRECISION)
     else:
         ones = which.to(tl.float32).to(tl.bfloat16)  # from bool at once, the interpreter takes the bits
@@ -318,14 +307,9 @@ def _forward(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: float, initial: Tensor | None, index: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     q, k, v, g = rows(q), rows(k), rows(v), rows(g)
-    initial = None if initial is None else initial.contiguous()
-    final = v.new_empty(v.shape[0], v.shape[2], k.shape[3], v.shape[3], dtype=torch.float32)
+    initial, final = dense(initial), last_state(k, v)
     starts = _states(k, v, g, initial, index, final)
     return _product(q, k, v, g, scale, index, starts, False), final
-
-
-def _forward_fake(q, k, v, g, scale, initial, index):
-    return v.new_empty(v.shape), v.new_empty(v.shape[0], v.shape[2], k.shape[3], v.shape[3], dtype=torch.float32)
 
 
 def _backward(
@@ -342,9 +326,8 @@ def _backward(
     batch, length, heads, size = v.shape
     keys = k.shape[3]
     q, k, v, g, dy = rows(q), rows(k), rows(v), rows(g), rows(dy)
-    initial = None if initial is None else initial.contiguous()
-    d_final = None if d_final is None else d_final.contiguous()
-    dq, dk, _, dg, d_initial = _backward_fake(dy, d_final, q, k, v, g, scale, initial, index)
+    initial, d_final = dense(initial), dense(d_final)
+    dq, dk, dg, d_initial = like(v, q, k, g, initial)
     starts = _states(k, v, g, initial, index, None)
     d_ends = torch.empty_like(starts)
     constants = _constants(k, v, index)
@@ -354,34 +337,15 @@ def _backward(
         HAS_FINAL=d_final is not None, HAS_INITIAL=initial is not None, num_stages=3, **constants,
     )  # fmt: skip
     dv = _product(q, k, dy, g, scale, index, d_ends, True)
-    _gradients_kernel[batch * heads * triton.cdiv(length, CHUNK), triton.cdiv(keys, 32)](
+    _gradients_kernel[batch * heads * triton.cdiv(length, CHUNK), triton.cdiv(keys, KEYS)](
         q, k, v, g, given(index, v), dy, starts, d_ends, dq, dk, dg,
         scale, length, heads, *strides(q), *strides(k), *strides(v), *strides(g), *strides(dy),
-        LEVELS=LEVELS, num_stages=1, **constants | {"BLOCK_K": block(keys, 32), "BLOCK_V": 16, "num_warps": 8},
+        LEVELS=LEVELS, num_stages=1, **constants | {"BLOCK_K": KEYS, "BLOCK_V": 16},
     )  # fmt: skip
     return dq, dk, dv, dg, d_initial
 
 
-def _backward_fake(dy, d_final, q, k, v, g, scale, initial, index):
-    def like(x):
-        return v.new_empty(0) if x is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
-
-    return like(q), like(k), like(v), like(g), like(initial)
-
-
-def _save(ctx, inputs, output):
-    q, k, v, g, ctx.scale, initial, index = inputs
-    ctx.save_for_backward(q, k, v, g, initial, index)
-
-
-def _gradient(ctx, dy, d_final):
-    q, k, v, g, initial, index = ctx.saved_tensors
-    dq, dk, dv, dg, d_initial = _backward_op(dy, d_final, q, k, v, g, ctx.scale, initial, index)
-    return dq, dk, dv, dg, None, None if initial is None else d_initial, None
-
-
-_backward_op = register_op("gla_triton_backward", _backward, _backward_fake)
-_forward_op = register_op("gla_triton", _forward, _forward_fake, save=_save, backward=_gradient)
+_forward_op = register_scan("gla", _forward, _backward)
 
 
 def gla_triton(
@@ -394,8 +358,4 @@ def gla_triton(
     document_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Outputs (B, L, H, V) and the last state (B, H, K, V); shapes as in `gla`."""
-    dtype = check_sizes("gla", k.shape[3], q, k, v)
-    index = None if document_ids is None else document_index(document_ids)
-    initial = None if initial_state is None else initial_state.float()
-    y, state = _forward_op(q.to(dtype), k.to(dtype), v.to(dtype), g, scale, initial, index)
-    return y.to(v.dtype), state
+    return run_scan("gla", _forward_op, q, k, v, (g,), scale, initial_state, document_ids)

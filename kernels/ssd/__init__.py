@@ -108,6 +108,7 @@ def ssd_step(
 
     Raises:
         ConfigError: shapes that do not fit each other.
+        RuntimeError: a backend that cannot run here.
     """
     check_shape("ssd_step", "v_t", v_t, (None, None, None), "B, H, V")
     batch, heads, size = v_t.shape
@@ -118,7 +119,11 @@ def ssd_step(
     check_shape("ssd_step", "beta_t", beta_t, (batch, heads), "B, H")
     check_shape("ssd_step", "state", state, (batch, heads, keys, size), "B, H, K, V")
     _check_groups("ssd_step", heads, groups)
-    choose_backend("ssd_step", backend, q_t, k_t, v_t, g_t, state, beta_t, available=("eager", "reference"))
+    chosen = choose_backend("ssd_step", backend, q_t, k_t, v_t, g_t, state, beta_t)
+    if chosen == "triton":
+        from ..chunked_step import chunked_step_triton
+
+        return chunked_step_triton("ssd_step", q_t, k_t, v_t, g_t, beta_t, state, float(scale))
     from .reference import ssd_step_reference as run
 
     return run(q_t, k_t, v_t, g_t, state, beta_t, float(scale))

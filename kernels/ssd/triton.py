@@ -16,131 +16,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..documents import document_index
-from ..registration import register_op
+from ..chunked import dense, last_state, like, register_scan, run_scan
 from ..tiles import (
-    CHUNK,
     block,
-    check_sizes,
     dot,
     given,
     load_column,
     load_documents,
     load_tile,
-    precision,
     rows,
     store_tile,
     strides,
 )
-
-PROGRAMS = 512  # enough programs to fill a GPU (an H100 has 132 multiprocessors)
-
-
-@triton.jit
-def _states_kernel(
-    k, v, g, beta, index, initial, starts,
-    length, heads, group, span,
-    k_b, k_t, k_h, v_b, v_t, v_h, g_b, g_t, g_h, beta_b, beta_t, beta_h,
-    K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
-    HAS_G: tl.constexpr, HAS_BETA: tl.constexpr, HAS_INDEX: tl.constexpr, HAS_INITIAL: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    """starts (B, H, n / span, K, V): the state before every `span` chunks."""
-    b = tl.cast(tl.program_id(0) // heads, tl.int64)
-    h = tl.program_id(0) % heads
-    row = tl.arange(0, C)
-    key = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
-    col = tl.program_id(2) * BLOCK_V + tl.arange(0, BLOCK_V)
-    k += b * k_b + (h // group) * k_h
-    v += b * v_b + h * v_h
-    g += b * g_b + h * g_h
-    beta += b * beta_b + h * beta_h
-    index += b * length
-    slots = tl.cdiv(length, C * span)
-    starts += (b * heads + h) * slots * K * V
-    state = tl.zeros([BLOCK_K, BLOCK_V], tl.float32)
-    if HAS_INITIAL:
-        state += load_tile(initial + (b * heads + h) * K * V, V, key, K, col, V)
-    for i in range((slots - 1) * span):
-        if i % span == 0:
-            store_tile(starts + tl.cast(i // span, tl.int64) * K * V, V, key, K, col, V, state)
-        start = i * C
-        k_tile = load_tile(k + tl.cast(start, tl.int64) * k_t, k_t, row, length - start, key, K)
-        v_tile = load_tile(v + tl.cast(start, tl.int64) * v_t, v_t, row, length - start, col, V)
-        step = load_column(g + tl.cast(start, tl.int64) * g_t, g_t, row, length - start, HAS_G, 0.0)
-        weight = load_column(beta + tl.cast(start, tl.int64) * beta_t, beta_t, row, length - start, HAS_BETA, 1.0)
-        weight *= tl.exp(tl.cumsum(step, 0, reverse=True) - step)
-        passed = tl.exp(tl.sum(step, 0))
-        if HAS_INDEX:
-            here, before, last = load_documents(index, start, row, length, C)
-            weight = tl.where(here == last, weight, 0.0)
-            passed = tl.where(before == last, passed, 0.0)
-        weighted = (v_tile * weight[:, None]).to(v_tile.dtype)
-        state = dot(tl.trans(k_tile), weighted, PRECISION, state * passed)
-    store_tile(starts + tl.cast(slots - 1, tl.int64) * K * V, V, key, K, col, V, state)
-
-
-@triton.jit
-def _output_kernel(
-    q, k, v, g, beta, index, initial, starts, y, final,
-    scale, length, heads, group, span,
-    q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, g_b, g_t, g_h, beta_b, beta_t, beta_h,
-    K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
-    HAS_G: tl.constexpr, HAS_BETA: tl.constexpr, HAS_INDEX: tl.constexpr, HAS_INITIAL: tl.constexpr,
-    HAS_STARTS: tl.constexpr, HAS_FINAL: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """y (B, L, H, V) of `span` chunks per program and, by the last program, final (B, H, K, V)."""
-    slots = tl.cdiv(length, C * span)
-    slot = tl.program_id(0) % slots
-    h = tl.program_id(0) // slots % heads
-    b = tl.cast(tl.program_id(0) // slots // heads, tl.int64)
-    row = tl.arange(0, C)
-    key = tl.arange(0, BLOCK_K)
-    col = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
-    q += b * q_b + (h // group) * q_h
-    k += b * k_b + (h // group) * k_h
-    v += b * v_b + h * v_h
-    g += b * g_b + h * g_h
-    beta += b * beta_b + h * beta_h
-    index += b * length
-    y += (b * length * heads + h) * V
-    state = tl.zeros([BLOCK_K, BLOCK_V], tl.float32)
-    if HAS_STARTS:
-        state += load_tile(starts + ((b * heads + h) * slots + slot) * K * V, V, key, K, col, V)
-    elif HAS_INITIAL:
-        state += load_tile(initial + (b * heads + h) * K * V, V, key, K, col, V)
-    for i in range(slot * span, tl.minimum((slot + 1) * span, tl.cdiv(length, C))):
-        start = i * C
-        wide = tl.cast(start, tl.int64)
-        left = length - start
-        q_tile = load_tile(q + wide * q_t, q_t, row, left, key, K)
-        k_tile = load_tile(k + wide * k_t, k_t, row, left, key, K)
-        v_tile = load_tile(v + wide * v_t, v_t, row, left, col, V)
-        step = load_column(g + wide * g_t, g_t, row, left, HAS_G, 0.0)
-        rate = load_column(beta + wide * beta_t, beta_t, row, left, HAS_BETA, 1.0)
-        total = tl.cumsum(step, 0)
-        until = tl.exp(total)
-        after = tl.exp(tl.cumsum(step, 0, reverse=True) - step)
-        passed = tl.exp(tl.sum(step, 0))
-        seen = row[:, None] >= row[None, :]
-        if HAS_INDEX:
-            here, before, last = load_documents(index, start, row, length, C)
-            seen &= here[:, None] == here[None, :]
-            until = tl.where(here == before, until, 0.0)
-            after = tl.where(here == last, after, 0.0)
-            passed = tl.where(before == last, passed, 0.0)
-        # Reading and writing the state comes first: that keeps fewer tiles in registers at a time.
-        out = dot(q_tile, state.to(q_tile.dtype), PRECISION) * until[:, None]
-        weighted = (v_tile * (after * rate)[:, None]).to(v_tile.dtype)
-        state = dot(tl.trans(k_tile), weighted, PRECISION, state * passed)
-        # The mask goes in before exp: above the diagonal the difference is positive.
-        decay = tl.exp(tl.where(seen, total[:, None] - total[None, :], float("-inf")))
-        scores = dot(q_tile, tl.trans(k_tile), PRECISION) * decay * rate[None, :]
-        out = dot(scores.to(v_tile.dtype), v_tile, PRECISION, out)
-        store_tile(y + wide * heads * V, heads * V, row, left, col, V, out * scale)
-    if HAS_FINAL:  # noqa: SIM102 - a constant of the kernel
-        if slot == slots - 1:
-            store_tile(final + (b * heads + h) * K * V, V, key, K, col, V, state)
+from .triton_forward import PROGRAMS, chunk_of, constants, outputs, span_of, states
 
 
 @triton.jit
@@ -267,7 +155,10 @@ def _read_gradients_kernel(
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
     HAS_G: tl.constexpr, HAS_BETA: tl.constexpr, HAS_INDEX: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dg and dq (parts, B, L, G, K; sums over `share` heads of a group) of one chunk."""
+    """dq (parts, B, L, G, K; sums over `share` heads of a group) of one chunk and a block of keys, and its part of dg.
+
+    dg (blocks of keys, B, L, H): all of it is a sum over keys, but for `sent`, which the first block adds.
+    """
     chunks = tl.cdiv(length, C)
     groups = heads // group
     chunk = tl.program_id(0) % chunks
@@ -275,7 +166,7 @@ def _read_gradients_kernel(
     part = tl.program_id(1) // groups
     head_group = tl.program_id(1) % groups
     row = tl.arange(0, C)
-    key = tl.arange(0, BLOCK_K)
+    key = tl.program_id(2) * BLOCK_K + tl.arange(0, BLOCK_K)
     start = chunk * C
     wide = tl.cast(start, tl.int64)
     left = length - start
@@ -321,9 +212,11 @@ def _read_gradients_kernel(
             flow = tl.where(row[:, None] > row[None, :], flow, 0.0)
             arrived = until * arrived + tl.sum(flow, 1) - tl.sum(flow, 0)
             place = (b * length + start) * heads + h
-            leaving = load_column(sent + place, heads, row, left, True, 0.0)
+            first = tl.where(tl.program_id(2) == 0, left, 0)  # tokens to read `sent` of
+            leaving = load_column(sent + place, heads, row, first, True, 0.0)
             dg_tile = tl.cumsum(arrived, 0, reverse=True) + tl.cumsum(leaving, 0) - leaving
             dg_tile += passed * tl.sum(across, 0)
+            place += tl.cast(tl.program_id(2), tl.int64) * batch * length * heads
             tl.store(dg + place + row * heads, dg_tile.to(dg.dtype.element_ty), row < left)
     store_tile(
         dq + (((part * batch + b) * length + start) * groups + head_group) * K, groups * K, row, left, key, K, dq_sum
@@ -331,86 +224,6 @@ def _read_gradients_kernel(
 
 
 # -- host code
-
-
-def _constants(k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor | None, index: Tensor | None) -> dict:
-    keys, size = k.shape[-1], v.shape[-1]
-    return {
-        "K": keys, "V": size, "C": CHUNK, "BLOCK_V": block(size, 64), "PRECISION": precision(v.dtype),
-        "HAS_G": g is not None, "HAS_BETA": beta is not None, "HAS_INDEX": index is not None,
-    }  # fmt: skip
-
-
-def _columns(keys: int, size: int) -> int:
-    """Columns of the values that a program takes at a time: K x columns numbers of state in registers."""
-    return block(size, 64 if keys <= 64 else 32)
-
-
-def _warps(keys: int) -> int:
-    return 4 if keys <= 64 else 8
-
-
-def _span(batch: int, length: int, heads: int, size: int) -> int:
-    """Chunks that a program of the forward pass walks over.
-
-    All of them while a sequence is short (16 chunks take about as long as another launch) or there are many, else as
-    many as leave `PROGRAMS` programs, but not fewer than 4: each stretch costs one state in memory, K V numbers
-    against 4 C (2 K + 2 V) for its tokens.
-    """
-    chunks = triton.cdiv(length, CHUNK)
-    programs = batch * heads * triton.cdiv(size, 64)
-    if chunks <= 16 or programs >= PROGRAMS:
-        return chunks
-    return min(chunks, max(4, triton.cdiv(chunks * programs, PROGRAMS)))
-
-
-def states(
-    k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor | None, initial: Tensor | None, index: Tensor | None, span: int
-) -> Tensor:
-    """The state (B, H, n / span, K, V) before every `span` chunks, in the dtype of v."""
-    batch, length, heads, size = v.shape
-    keys = k.shape[3]
-    starts = v.new_empty(batch, heads, triton.cdiv(length, CHUNK * span), keys, size)
-    block_k = block(keys, 64)
-    grid = (batch * heads, triton.cdiv(keys, block_k), triton.cdiv(size, block(size, 64)))
-    _states_kernel[grid](
-        k, v, given(g, v), given(beta, v), given(index, v), given(initial, v), starts,
-        length, heads, heads // k.shape[2], span,
-        *strides(k), *strides(v), *strides(g), *strides(beta),
-        BLOCK_K=block_k, HAS_INITIAL=initial is not None, **_constants(k, v, g, beta, index),
-        num_warps=4, num_stages=3,
-    )  # fmt: skip
-    return starts
-
-
-def outputs(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor | None,
-    beta: Tensor | None,
-    scale: float,
-    initial: Tensor | None,
-    index: Tensor | None,
-    starts: Tensor | None,
-    span: int,
-    final: Tensor | None,
-) -> Tensor:
-    """y (B, L, H, V) from the states before every `span` chunks (None: from `initial`); fills `final`."""
-    batch, length, heads, size = v.shape
-    y = torch.empty(v.shape, dtype=v.dtype, device=v.device)
-    columns = _columns(k.shape[3], size)
-    chunk = CHUNK // 2  # with 64 tokens, tiles of scores and outputs beside the state are too much for the registers
-    grid = (batch * heads * triton.cdiv(length, CHUNK * span), triton.cdiv(size, columns))
-    _output_kernel[grid](
-        q, k, v, given(g, v), given(beta, v), given(index, v), given(initial, v), given(starts, v), y, given(final, v),
-        scale, length, heads, heads // k.shape[2], span * (CHUNK // chunk),
-        *strides(q), *strides(k), *strides(v), *strides(g), *strides(beta),
-        BLOCK_K=block(k.shape[3]), HAS_INITIAL=initial is not None, HAS_STARTS=starts is not None,
-        HAS_FINAL=final is not None, **_constants(k, v, g, beta, index) | {"BLOCK_V": columns, "C": chunk},
-        num_warps=4, num_stages=2,
-    )  # fmt: skip
-    return y
 
 
 def _forward(
@@ -424,17 +237,11 @@ def _forward(
     index: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     batch, length, heads, size = v.shape
-    q, k, v = rows(q), rows(k), rows(v)
-    initial = None if initial is None else initial.contiguous()
-    final = v.new_empty(batch, heads, k.shape[3], size, dtype=torch.float32)
-    span = _span(batch, length, heads, size)
-    starts = None if span >= triton.cdiv(length, CHUNK) else states(k, v, g, beta, initial, index, span)
+    q, k, v, initial = rows(q), rows(k), rows(v), dense(initial)
+    final = last_state(k, v)
+    span = span_of(batch, length, heads, k.shape[3], size)
+    starts = None if span >= triton.cdiv(length, chunk_of(k.shape[3])) else states(k, v, g, beta, initial, index, span)
     return outputs(q, k, v, g, beta, scale, initial, index, starts, span, final), final
-
-
-def _forward_fake(q, k, v, g, beta, scale, initial, index):
-    batch, _, heads, size = v.shape
-    return v.new_empty(v.shape), v.new_empty(batch, heads, k.shape[3], size, dtype=torch.float32)
 
 
 def _backward(
@@ -452,22 +259,19 @@ def _backward(
     batch, length, heads, size = v.shape
     groups, keys = q.shape[2:]
     group = heads // groups
-    q, k, v, dy = rows(q), rows(k), rows(v), rows(dy)
-    initial = None if initial is None else initial.contiguous()
-    d_final = None if d_final is None else d_final.contiguous()
-    chunks = triton.cdiv(length, CHUNK)
-    constants = _constants(k, v, g, beta, index)
+    q, k, v, dy, initial, d_final = rows(q), rows(k), rows(v), rows(dy), dense(initial), dense(d_final)
+    chunks = triton.cdiv(length, chunk_of(k.shape[3]))
+    common = constants(k, v, g, beta, index)
     starts = states(k, v, g, beta, initial, index, 1)
     d_ends = torch.empty_like(starts)
-    empties = _backward_fake(dy, d_final, q, k, v, g, beta, scale, initial, index)
-    dq, dk, dv, dg, dbeta, d_initial = empties
+    dq, dk, dv, dg, dbeta, d_initial = like(v, q, k, v, g, beta, initial)
     block_k = block(keys, 64)
     grid = (batch * heads, triton.cdiv(keys, block_k), triton.cdiv(size, block(size, 64)))
     _state_gradients_kernel[grid](
         q, dy, given(g, v), given(index, v), given(d_final, v), d_ends, d_initial,
         scale, length, heads, group, *strides(q), *strides(dy), *strides(g),
         BLOCK_K=block_k, HAS_FINAL=d_final is not None, HAS_INITIAL=initial is not None,
-        **{name: value for name, value in constants.items() if name != "HAS_BETA"},
+        **{name: value for name, value in common.items() if name != "HAS_BETA"},
         num_warps=4, num_stages=3,
     )  # fmt: skip
     # With few programs, the heads of a group are shared out, two or more to each part: a part reads q and k again and
@@ -480,44 +284,25 @@ def _backward(
     sent = v.new_empty(0 if g is None else (batch, length, heads), dtype=torch.float32)
     shape = (scale, batch, length, heads, group, share)
     steps = (*strides(q), *strides(k), *strides(v), *strides(g), *strides(beta), *strides(dy))
-    wide = constants | {"BLOCK_K": block(keys), "BLOCK_V": 16}
+    if g is not None and keys > 64:  # the read kernel takes 64 keys at a time: with more it spills
+        dg = v.new_empty(triton.cdiv(keys, 64), batch, length, heads, dtype=torch.float32)
     _write_gradients_kernel[batch * chunks, parts * groups](
         q, k, v, given(g, v), given(beta, v), given(index, v), dy, d_ends, dk, dv, dbeta, sent,
-        *shape, *steps, **wide, num_warps=_warps(keys), num_stages=1,
+        *shape, *steps, **common | {"BLOCK_V": 16}, BLOCK_K=block(keys),
+        num_warps=4, num_stages=1,
     )  # fmt: skip
-    _read_gradients_kernel[batch * chunks, parts * groups](
+    _read_gradients_kernel[batch * chunks, parts * groups, triton.cdiv(keys, block_k)](
         q, k, v, given(g, v), given(beta, v), given(index, v), dy, starts, d_ends, sent, dq, dg,
-        *shape, *steps, **wide, num_warps=_warps(keys), num_stages=1,
+        *shape, *steps, **common | {"BLOCK_V": 16}, BLOCK_K=block_k, num_warps=4, num_stages=1,
     )  # fmt: skip
     if parts > 1:
         dq, dk = dq.sum(0).to(q.dtype), dk.sum(0).to(k.dtype)
+    if g is not None and dg.ndim > g.ndim:
+        dg = dg.sum(0).to(g.dtype)
     return dq, dk, dv, dg, dbeta, d_initial
 
 
-def _backward_fake(dy, d_final, q, k, v, g, beta, scale, initial, index):
-    def like(x):
-        return v.new_empty(0) if x is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
-
-    return like(q), like(k), like(v), like(g), like(beta), like(initial)
-
-
-def _save(ctx, inputs, output):
-    q, k, v, g, beta, ctx.scale, initial, index = inputs
-    ctx.save_for_backward(q, k, v, g, beta, initial, index)
-
-
-def _gradient(ctx, dy, d_final):
-    q, k, v, g, beta, initial, index = ctx.saved_tensors
-    grads = _backward_op(dy, d_final, q, k, v, g, beta, ctx.scale, initial, index)
-    dq, dk, dv, dg, dbeta, d_initial = grads
-    return (
-        dq, dk, dv, None if g is None else dg, None if beta is None else dbeta, None,
-        None if initial is None else d_initial, None,
-    )  # fmt: skip
-
-
-_backward_op = register_op("ssd_triton_backward", _backward, _backward_fake)
-_forward_op = register_op("ssd_triton", _forward, _forward_fake, save=_save, backward=_gradient)
+_forward_op = register_scan("ssd", _forward, _backward)
 
 
 def ssd_triton(
@@ -531,8 +316,4 @@ def ssd_triton(
     document_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Outputs (B, L, H, V) and the last state (B, H, K, V); shapes as in `ssd`."""
-    dtype = check_sizes("ssd", k.shape[3], q, k, v)
-    index = None if document_ids is None else document_index(document_ids)
-    initial = None if initial_state is None else initial_state.float()
-    y, state = _forward_op(q.to(dtype), k.to(dtype), v.to(dtype), g, beta, scale, initial, index)
-    return y.to(v.dtype), state
+    return run_scan("ssd", _forward_op, q, k, v, (g, beta), scale, initial_state, document_ids)

@@ -225,7 +225,7 @@ def test_triton_spans(monkeypatch):
     """Programs that start in the middle of a sequence, from stored states."""
     from mixerzoo.kernels.ssd import triton as kernels
 
-    monkeypatch.setattr(kernels, "_span", lambda *_: 1)
+    monkeypatch.setattr(kernels, "span_of", lambda *_: 1)
     inputs = scan_inputs("ssd", 1, 150, 1, 4, 4)
     with torch.no_grad():
         y, state = ssd(**inputs, return_final_state=True, backend="triton")
@@ -273,5 +273,5 @@ def test_broken_kernel_is_caught(old, new, tmp_path):
     def check():
         compare(ssd, inputs, "triton", return_final_state=True)
 
-    with mutated("ssd", old, new, tmp_path):
+    with mutated("ssd", old, new, tmp_path, files=("triton_forward", "triton")):
         assert not agrees(check)

@@ -143,9 +143,9 @@ def mutated(op: str, old: str, new: str, tmp_path: Path, *, files: tuple[str, ..
     """Meanwhile the modules `kernels/<op>/<file>.py` are copies in which the text `old` is `new`.
 
     `files` in the order of import; the text must occur in one of them, exactly once. The public op must import them
-    inside the function body.
+    inside the function body. op "": modules that ops share, `kernels/<file>.py`.
     """
-    package = f"mixerzoo.kernels.{op}"
+    package = f"mixerzoo.kernels.{op}".rstrip(".")
     names = [f"{package}.{file}" for file in files]
     sources = {file: (KERNELS / op / f"{file}.py").read_text() for file in files}
     count = sum(s.count(old) for s in sources.values())
