@@ -161,11 +161,11 @@ class Rules:
         """(n, P or 1, block_q, block_k) bool for pairs of rows and blocks (n,): does not see."""
         hidden = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=rows.device)
         if self.positions is not None:
-            distance = self.positions[0][rows][..., None] - self.positions[1][blocks][:, None, None, :]
+            theirs, keys = self.positions[0][rows][..., None], self.positions[1][blocks][:, None, None, :]
             if self.causal:
-                hidden = hidden | (distance < 0)
+                hidden = theirs < keys
             if self.window >= 0:
-                far = distance.abs() >= self.window
+                far = (theirs - keys).abs() >= self.window
                 if self.is_global is not None:
                     far = far & ~self.is_global[blocks][:, None, None, :]
                 hidden = hidden | far
