@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..costs import Cost, nbytes
-from . import ssd
+from . import ssd, ssd_step
 
 
 def _inputs(batch: int, length: int, groups: int, heads: int, keys: int, size: int) -> dict[str, Any]:
@@ -73,6 +73,22 @@ def case_backward_groups() -> dict[str, int]:
 
 case_forward_groups.matmul = True  # type: ignore[attr-defined]
 case_backward_groups.matmul = True  # type: ignore[attr-defined]
+
+
+def case_backward_128() -> dict[str, int]:
+    """Forward and backward with Mamba-2's state size, the last chunk not full."""
+    return _backward(_inputs(2, 70, 1, 2, 128, 64))
+
+
+case_backward_128.matmul = True  # type: ignore[attr-defined]
+
+
+def case_step() -> dict[str, int]:
+    """One token."""
+    x = {name: tensor[:, 0] for name, tensor in _inputs(4, 1, 1, 4, 128, 64).items()}
+    state = torch.zeros(4, x["v"].shape[1], x["k"].shape[2], x["v"].shape[2])
+    y, new = ssd_step(x["q"], x["k"], x["v"], x["g"], state, beta_t=x["beta"], backend="triton")
+    return {"bytes": nbytes(*x.values(), state, y, new)}
 
 
 def roofline() -> list[Cost]:
