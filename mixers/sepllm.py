@@ -231,15 +231,14 @@ class SepLLM(Attention, name="sepllm"):
         separators: Tensor | None = None,
     ) -> tuple[Tensor, SepState]:
         """Token by token; the outputs of a whole sequence without padding are those of `forward`."""
-        if state is None:
-            state = self.init_state(x.shape[0], device=x.device, dtype=x.dtype)
-        state = self._grown(state, x.shape[1])
+        now = self.init_state(x.shape[0], device=x.device, dtype=x.dtype) if state is None else state
+        now = self._grown(now, x.shape[1])
         outputs = []
         for t in range(x.shape[1]):
             told = None if separators is None else separators[:, t]
-            y_t, new = self.step(x[:, t], state, separators=told)
+            y_t, new = self.step(x[:, t], now, separators=told)
             if mask is not None:
-                new = keep_rows(mask[:, t], new, state)
-            state = new
+                new = keep_rows(mask[:, t], new, now)
+            now = new
             outputs.append(y_t)
-        return torch.stack(outputs, 1), state
+        return torch.stack(outputs, 1), now
