@@ -129,13 +129,14 @@ def skewed(x: Tensor) -> Tensor:
 def check_reference(op: Run, inputs: Mapping[str, Tensor | None], **options) -> None:
     """`torch.autograd.gradcheck` of the reference in float64; integers and None are passed on."""
     wide = widen(inputs)
-    names = [k for k, v in wide.items() if v is not None and (v.is_floating_point() or v.is_complex())]
+    wanted = {k: v for k, v in wide.items() if v is not None and (v.is_floating_point() or v.is_complex())}
+    names = list(wanted)
     fixed = {k: v for k, v in wide.items() if k not in names}
 
     def function(*tensors: Tensor):
         return op(**dict(zip(names, tensors, strict=True)), **fixed, **options, backend="reference")
 
-    assert torch.autograd.gradcheck(function, [wide[k].detach().requires_grad_() for k in names])
+    assert torch.autograd.gradcheck(function, [v.detach().requires_grad_() for v in wanted.values()])
 
 
 @contextlib.contextmanager
