@@ -5,6 +5,8 @@ B batch, H heads, G groups of heads that share queries and keys, K key size, V v
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -64,7 +66,8 @@ def _step(
     q, k, v = rows(q), rows(k), rows(v)
     block_k, columns = step_tiles(keys)
     columns = min(columns, triton.next_power_of_2(size))
-    chunked_step_kernel[batch * heads, triton.cdiv(size, columns)](
+    kernel: Any = chunked_step_kernel  # a type checker sees the signature inside, where numbers are constants
+    kernel[batch * heads, triton.cdiv(size, columns)](
         q, k, v, given(dense(g), v), given(dense(beta), v), state.contiguous(), y, new,
         scale, heads, heads // q.shape[1], *strides(q, 2), *strides(k, 2), *strides(v, 2),
         K=keys, V=size, BLOCK_K=block_k, BLOCK_V=columns,

@@ -62,7 +62,7 @@ def _joblib(plan: Plan) -> list[tuple[int, str]]:
 
 def _ray(plan: Plan) -> list[tuple[int, str]]:
     try:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports] - optional, and large
     except ImportError as error:
         raise _missing("ray", "ray") from error
     started = not ray.is_initialized()
