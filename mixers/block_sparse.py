@@ -15,11 +15,9 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..kernels import block_sparse_attention, blocks_of_mask
-from ..kernels.pointwise import linear
-from .attention import Attention
 from .block_selection import SELECTORS, Tiles, pool_blocks
+from .cached_attention import CachedAttention, doubled, lengthened
 from .permutations import PERMUTATIONS, Segments, segment_index
-from .positions import padding_last, put_back, reorder
 
 Spec = str | Mapping[str, Any]
 
@@ -43,7 +41,7 @@ class SparseState(NamedTuple):
     used: int
 
 
-class SparseAttention(Attention):
+class SparseAttention(CachedAttention):
     """What `block_sparse_attention` and `permuted_attention` share; see there."""
 
     block_size: int
@@ -120,16 +118,8 @@ class SparseAttention(Attention):
         assert isinstance(y, Tensor)
         return y, index, active
 
-    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        self.check_grid(x)
-        tokens, order, valid = x.flatten(1, -2), None, None
-        if mask is not None:  # padding goes to the end, where causality alone hides it
-            order = padding_last(mask.flatten(1))
-            tokens = reorder(tokens, order)
-            valid = None if self.is_causal else reorder(mask.flatten(1), order)
-        y, _, _ = self.mix(*self.project(tokens, None), valid)
-        y = linear(y.flatten(2), self.proj.weight, self.proj.bias)
-        return (y if order is None else put_back(y, order)).reshape(*x.shape[:-1], -1)
+    def attend(self, tokens: Tensor, valid: Tensor | None) -> Tensor:
+        return self.mix(*self.project(tokens, None), valid)[0]
 
     # -- streaming
 
@@ -137,12 +127,9 @@ class SparseAttention(Attention):
         self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
     ) -> SparseState:
         """An empty cache of one segment."""
-        if not self.is_causal:
-            raise ConfigError(f'mixer "{self.name}" streams only when it is causal.')
-        like = self.qkv.weight
-        device, dtype = device or like.device, dtype or like.dtype
         size = self.segment_size
-        keys = torch.zeros(batch, size, self.num_kv_heads, self.head_dim, device=device, dtype=dtype)
+        keys = self.empty_keys(batch, size, device, dtype)
+        device = keys.device
         queries = keys.new_zeros(batch, self.block_size, self.num_heads, self.head_dim)
         active = torch.zeros(batch, self.num_heads, size // self.block_size, dtype=torch.bool, device=device)
         index = None
@@ -151,14 +138,12 @@ class SparseAttention(Attention):
         length = torch.zeros(batch, dtype=torch.int64, device=device)
         return SparseState(keys, torch.zeros_like(keys), index, queries, active, length, 0)
 
-    def _grown(self, state: SparseState, needed: int) -> SparseState:
-        size = state.keys.shape[1]
-        while size < needed:
-            size *= 2
+    def grown(self, state: SparseState, needed: int) -> SparseState:
+        size = doubled(state.keys.shape[1], needed)
         extra = size - state.keys.shape[1]
         if not extra:
             return state
-        keys, values = (torch.nn.functional.pad(t, (0, 0, 0, 0, 0, extra)) for t in (state.keys, state.values))
+        keys, values = (lengthened(t, extra) for t in (state.keys, state.values))
         index = state.index
         if index is not None:
             more = torch.arange(size - extra, size, device=keys.device).expand(*index.shape[:2], -1)
@@ -194,7 +179,7 @@ class SparseAttention(Attention):
         return state._replace(index=index, active=active)
 
     def step(self, x_t: Tensor, state: SparseState) -> tuple[Tensor, SparseState]:  # type: ignore[override]
-        state = self._new_tile(self._grown(state, state.used + 1))
+        state = self._new_tile(self.grown(state, state.used + 1))
         q, k, v = self.project(x_t[:, None], state.length[:, None])
         keys, values, queries = state.keys, state.values, state.queries
         if torch.is_grad_enabled():
@@ -209,25 +194,16 @@ class SparseAttention(Attention):
         new = state._replace(keys=keys, values=values, queries=queries, length=state.length + 1, used=state.used + 1)
         return self.proj(y.flatten(1)), new
 
-    def prefill(  # type: ignore[override] - a state of its own
-        self, x: Tensor, *, mask: Tensor | None = None, state: SparseState | None = None
-    ) -> tuple[Tensor, SparseState]:
-        """In parallel for a whole sequence without padding; else token by token."""
-        batch, length = x.shape[:2]
-        if state is not None or mask is not None or not length:
-            if state is None:
-                state = self.init_state(batch, device=x.device, dtype=x.dtype)
-            return super(Attention, self).prefill(x, mask=mask, state=self._grown(state, state.used + length))
-        state = self._grown(self.init_state(batch, device=x.device, dtype=x.dtype), length)
-        q, k, v = self.project(x, None)
+    def fill(self, tokens: Tensor, state: SparseState) -> tuple[Tensor, SparseState]:
+        length = tokens.shape[1]
+        q, k, v = self.project(tokens, None)
         y, index, active = self.mix(q, k, v, None)
         state.keys[:, :length], state.values[:, :length] = k, v
         if state.index is not None and index is not None:
             state.index[:, :, :length] = index
         state.active[:, :, : active.shape[3]] = active[:, :, -1]
-        recent = torch.arange(max(0, length - self.block_size), length, device=x.device)
+        recent = torch.arange(max(0, length - self.block_size), length, device=tokens.device)
         state.queries[:, recent % self.block_size] = q[:, recent].to(state.queries.dtype)
-        y = linear(y.flatten(2), self.proj.weight, self.proj.bias)
         return y, state._replace(length=state.length + length, used=length)
 
 
@@ -255,8 +231,6 @@ class BlockSparseAttention(SparseAttention, name="block_sparse_attention"):
         ConfigError: sizes that are not positive, or an unknown selector or option.
     """
 
-    packs = False
-    complexity = "N^2"
     source = "MoBA: Mixture of Block Attention (2025), arXiv:2502.13189, among others; see `selector`"
     alternatives = {
         "num_heads": 2,
@@ -268,8 +242,7 @@ class BlockSparseAttention(SparseAttention, name="block_sparse_attention"):
         "selector": {"name": "window", "width": 1, "sinks": 0},
     }
     requires = {
-        "num_kv_heads": {"num_heads": 2},
-        "rope_theta": {"position": "rotary"},
+        **CachedAttention.requires,
         "selector": {"block_size": 4},
     }
 
@@ -320,8 +293,6 @@ class PermutedAttention(SparseAttention, name="permuted_attention"):
         ConfigError: sizes that do not fit, or an unknown selector, permutation or option.
     """
 
-    packs = False
-    complexity = "N^2"
     source = "Sparser Block-Sparse Attention via Token Permutation (2025), arXiv:2510.21270"
     alternatives = {
         **BlockSparseAttention.alternatives,
@@ -330,8 +301,7 @@ class PermutedAttention(SparseAttention, name="permuted_attention"):
         "block_size": 4,
     }
     requires = {
-        "num_kv_heads": {"num_heads": 2},
-        "rope_theta": {"position": "rotary"},
+        **CachedAttention.requires,
         "selector": {"block_size": 2, "segment_size": 4},
         "segment_size": {"block_size": 4},
         "permutation": {"block_size": 2, "segment_size": 4},

@@ -14,9 +14,7 @@ from torch.nn import functional as F
 
 from ..errors import ConfigError, unknown
 from ..kernels import block_sparse_attention, blocks_of_lists
-from ..kernels.pointwise import linear
-from .attention import Attention
-from .positions import padding_last, put_back, reorder
+from .cached_attention import CachedAttention, doubled, lengthened
 from .sparsifiner import _AddGradient
 from .token_selection import Chosen, choose_by_vote, choose_flat, choose_hierarchical
 
@@ -34,7 +32,7 @@ class IndexedState(NamedTuple):
     used: int
 
 
-class IndexedAttention(Attention, name="indexed_attention"):
+class IndexedAttention(CachedAttention, name="indexed_attention"):
     """Softmax attention over the `top_k` tokens with the highest index scores, the same for all heads.
 
     The flat indexer scores all keys: `sum_j w_j relu(q_j k)` with few small heads and one key for all of them, as in
@@ -60,8 +58,6 @@ class IndexedAttention(Attention, name="indexed_attention"):
         ConfigError: sizes that are not positive, or an unknown indexer.
     """
 
-    packs = False
-    complexity = "N^2"
     source = "DeepSeek-V3.2: DeepSeek Sparse Attention (2025), arXiv:2512.02556; HISA; TokenSelect, arXiv:2411.02886"
     alternatives = {
         "num_heads": 2,
@@ -77,8 +73,7 @@ class IndexedAttention(Attention, name="indexed_attention"):
         "candidates": 2,
     }
     requires = {
-        "num_kv_heads": {"num_heads": 2},
-        "rope_theta": {"position": "rotary"},
+        **CachedAttention.requires,
         "block_size": {"indexer": "hierarchical", "candidates": 2, "top_k": 4},
         "candidates": {"indexer": "hierarchical", "block_size": 3, "top_k": 6},
     }
@@ -119,15 +114,16 @@ class IndexedAttention(Attention, name="indexed_attention"):
         self.index_q = None if voted else nn.Linear(dim, index_heads * index_dim, bias=False)
         self.index_k = None if voted else nn.Linear(dim, index_dim, bias=False)
         self.index_weight = None if voted else nn.Linear(dim, index_heads, bias=False)
-        for layer in (self.index_q, self.index_k, self.index_weight):
-            if layer is not None:
-                nn.init.trunc_normal_(layer.weight, std=dim**-0.5)
+        self._reset_indexer()
 
     def reset_parameters(self) -> None:
         """As in `attention`; the indexer with standard deviation C ** -0.5, so that its scores have about unit size."""
         super().reset_parameters()
-        for name in ("index_q", "index_k", "index_weight"):
-            layer = getattr(self, name, None)  # the constructor of `attention` calls this first
+        if hasattr(self, "index_q"):  # the constructor of `attention` calls this before there is an indexer
+            self._reset_indexer()
+
+    def _reset_indexer(self) -> None:
+        for layer in (self.index_q, self.index_k, self.index_weight):
             if layer is not None:
                 nn.init.trunc_normal_(layer.weight, std=layer.in_features**-0.5)
 
@@ -180,15 +176,8 @@ class IndexedAttention(Attention, name="indexed_attention"):
             y = _AddGradient.apply(y, self.loss(q, k, index, chosen))
         return y, k, v, k.new_zeros(*k.shape[:2], 0) if index is None else index[1]  # type: ignore[return-value]
 
-    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        self.check_grid(x)
-        tokens, order, valid = x.flatten(1, -2), None, None
-        if mask is not None:  # padding goes to the end, where causality alone hides it
-            order = padding_last(mask.flatten(1))
-            tokens = reorder(tokens, order)
-            valid = None if self.is_causal else reorder(mask.flatten(1), order)
-        y = linear(self.mix(tokens, valid)[0].flatten(2), self.proj.weight, self.proj.bias)
-        return (y if order is None else put_back(y, order)).reshape(*x.shape[:-1], -1)
+    def attend(self, tokens: Tensor, valid: Tensor | None) -> Tensor:
+        return self.mix(tokens, valid)[0]
 
     # -- streaming
 
@@ -196,28 +185,20 @@ class IndexedAttention(Attention, name="indexed_attention"):
         self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
     ) -> IndexedState:
         """An empty cache of 16 places, doubled when full."""
-        if not self.is_causal:
-            raise ConfigError('mixer "indexed_attention" streams only when it is causal.')
-        like = self.qkv.weight
-        device, dtype = device or like.device, dtype or like.dtype
-        keys = torch.zeros(batch, 16, self.num_kv_heads, self.head_dim, device=device, dtype=dtype)
+        keys = self.empty_keys(batch, 16, device, dtype)
         index = keys.new_zeros(batch, 16, 0 if self.indexer == "vote" else self.index_dim)
-        return IndexedState(
-            keys, torch.zeros_like(keys), index, torch.zeros(batch, device=device, dtype=torch.int64), 0
-        )
+        length = torch.zeros(batch, device=keys.device, dtype=torch.int64)
+        return IndexedState(keys, torch.zeros_like(keys), index, length, 0)
 
-    def _grown(self, state: IndexedState, needed: int) -> IndexedState:
-        size = state.keys.shape[1]
-        while size < needed:
-            size *= 2
-        extra = size - state.keys.shape[1]
+    def grown(self, state: IndexedState, needed: int) -> IndexedState:
+        extra = doubled(state.keys.shape[1], needed) - state.keys.shape[1]
         if not extra:
             return state
-        keys, values = (F.pad(t, (0, 0, 0, 0, 0, extra)) for t in (state.keys, state.values))
+        keys, values = (lengthened(t, extra) for t in (state.keys, state.values))
         return state._replace(keys=keys, values=values, index_keys=F.pad(state.index_keys, (0, 0, 0, extra)))
 
     def step(self, x_t: Tensor, state: IndexedState) -> tuple[Tensor, IndexedState]:  # type: ignore[override]
-        state = self._grown(state, state.used + 1)
+        state = self.grown(state, state.used + 1)
         q, k, v = self.project(x_t[:, None], state.length[:, None])
         index = self.index_of(x_t[:, None])
         keys, values, index_keys = state.keys, state.values, state.index_keys
@@ -235,18 +216,9 @@ class IndexedAttention(Attention, name="indexed_attention"):
         new = IndexedState(keys, values, index_keys, state.length + 1, state.used + 1)
         return self.proj(y.flatten(1)), new
 
-    def prefill(  # type: ignore[override] - a state of its own
-        self, x: Tensor, *, mask: Tensor | None = None, state: IndexedState | None = None
-    ) -> tuple[Tensor, IndexedState]:
-        """In parallel for a whole sequence without padding; else token by token."""
-        batch, length = x.shape[:2]
-        if state is not None or mask is not None or not length:
-            if state is None:
-                state = self.init_state(batch, device=x.device, dtype=x.dtype)
-            return super(Attention, self).prefill(x, mask=mask, state=self._grown(state, state.used + length))
-        state = self._grown(self.init_state(batch, device=x.device, dtype=x.dtype), length)
-        y, k, v, index_keys = self.mix(x, None)
+    def fill(self, tokens: Tensor, state: IndexedState) -> tuple[Tensor, IndexedState]:
+        length = tokens.shape[1]
+        y, k, v, index_keys = self.mix(tokens, None)
         state.keys[:, :length], state.values[:, :length] = k, v
         state.index_keys[:, :length] = index_keys
-        y = linear(y.flatten(2), self.proj.weight, self.proj.bias)
         return y, state._replace(length=state.length + length, used=length)

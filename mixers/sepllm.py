@@ -14,9 +14,8 @@ from torch.nn import functional as F
 
 from ..errors import ConfigError
 from ..kernels import Blocks, block_sparse_attention, blocks_of_mask
-from ..kernels.pointwise import linear
-from .attention import Attention
-from .positions import padding_last, put_back, reorder
+from .cached_attention import CachedAttention, doubled, lengthened
+from .positions import reorder
 from .state import keep_rows
 
 
@@ -58,7 +57,7 @@ def separator_blocks(stays: Tensor, window: int, block: int, causal: bool) -> tu
     return order[:, None], blocks_of_mask(active[:, None], block, block)
 
 
-class SepLLM(Attention, name="sepllm"):
+class SepLLM(CachedAttention, name="sepllm"):
     """Softmax attention to the tokens of a window, the first tokens and separators. SepLLM (2024), arXiv:2412.12094.
 
     What stands between two separators is thought to be summed up in the second. A token i sees j when |i - j| < window,
@@ -82,8 +81,7 @@ class SepLLM(Attention, name="sepllm"):
         ConfigError: sizes out of range.
     """
 
-    packs = False
-    complexity = "N^2"  # with a constant share of separators; N without
+    # of time: N^2 with a constant share of separators, N without
     source = "SepLLM: Accelerate LLMs by Compressing One Segment into One Separator (2024), arXiv:2412.12094"
     alternatives = {
         "num_heads": 2,
@@ -97,8 +95,7 @@ class SepLLM(Attention, name="sepllm"):
         "block_size": 4,
     }
     requires = {
-        "num_kv_heads": {"num_heads": 2},
-        "rope_theta": {"position": "rotary"},
+        **CachedAttention.requires,
         "initial_tokens": {"local_window": 2},
         "period": {"local_window": 2},
         "block_size": {"local_window": 2},
@@ -142,8 +139,8 @@ class SepLLM(Attention, name="sepllm"):
         first = position < self.initial_tokens
         return first if separators is None else first | separators
 
-    def mix(self, tokens: Tensor, stays: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Outputs (B, N, H, D), keys and values."""
+    def mix(self, tokens: Tensor, stays: Tensor, valid: Tensor | None) -> Tensor:
+        """Outputs (B, N, H, D); `stays` (B, N) bool."""
         q, k, v = self.project(tokens, None)
         index, blocks = separator_blocks(stays, self.local_window, self.block_size, self.is_causal)
         y = block_sparse_attention(
@@ -151,23 +148,17 @@ class SepLLM(Attention, name="sepllm"):
             k_index=index,
         )  # fmt: skip
         assert isinstance(y, Tensor)
-        return y, k, v
+        return y
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None, separators: Tensor | None = None) -> Tensor:
-        self.check_grid(x)
-        tokens, order, valid = x.flatten(1, -2), None, None
+        tokens, order, valid = self.padding_to_end(x, mask)
         if separators is not None and separators.shape != x.shape[:-1]:
             raise ConfigError(f"sepllm: separators {tuple(separators.shape)} must be {tuple(x.shape[:-1])}.")
         given = None if separators is None else separators.flatten(1)
-        if mask is not None:  # padding goes to the end, so that positions and windows do not count it
-            order = padding_last(mask.flatten(1))
-            tokens = reorder(tokens, order)
-            given = None if given is None else reorder(given, order)
-            valid = None if self.is_causal else reorder(mask.flatten(1), order)
+        if given is not None and order is not None:
+            given = reorder(given, order)
         position = torch.arange(tokens.shape[1], device=x.device).expand(tokens.shape[:2])
-        y = self.mix(tokens, self.staying(position, given), valid)[0]
-        y = linear(y.flatten(2), self.proj.weight, self.proj.bias)
-        return (y if order is None else put_back(y, order)).reshape(*x.shape[:-1], -1)
+        return self.output(self.mix(tokens, self.staying(position, given), valid), order, x.shape)
 
     # -- streaming
 
@@ -175,12 +166,9 @@ class SepLLM(Attention, name="sepllm"):
         self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
     ) -> SepState:
         """An empty window, and room for 16 tokens that stay, which doubles when full."""
-        if not self.is_causal:
-            raise ConfigError('mixer "sepllm" streams only when it is causal.')
-        like = self.qkv.weight
-        device, dtype = device or like.device, dtype or like.dtype
         size = self.local_window + 16
-        keys = torch.zeros(batch, size, self.num_kv_heads, self.head_dim, device=device, dtype=dtype)
+        keys = self.empty_keys(batch, size, device, dtype)
+        device = keys.device
         places = torch.zeros(batch, size, dtype=torch.bool, device=device)
         count = torch.zeros(batch, dtype=torch.int64, device=device)
         stays = places[:, : self.local_window].clone()
@@ -188,14 +176,12 @@ class SepLLM(Attention, name="sepllm"):
 
     def _grown(self, state: SepState, extra: int) -> SepState:
         """With room for `extra` more tokens that stay."""
-        room = size = state.keys.shape[1] - self.local_window
-        needed = int(state.kept.max()) + extra if state.kept.numel() else 0
-        while size < needed:
-            size *= 2
-        if size == room:
+        room = state.keys.shape[1] - self.local_window
+        more = doubled(room, int(state.kept.max()) + extra if state.kept.numel() else 0) - room
+        if not more:
             return state
-        keys, values = (F.pad(t, (0, 0, 0, 0, 0, size - room)) for t in (state.keys, state.values))
-        return state._replace(keys=keys, values=values, places=F.pad(state.places, (0, size - room)))
+        keys, values = (lengthened(t, more) for t in (state.keys, state.values))
+        return state._replace(keys=keys, values=values, places=F.pad(state.places, (0, more)))
 
     def step(  # type: ignore[override] - a state of its own
         self, x_t: Tensor, state: SepState, *, separators: Tensor | None = None
