@@ -86,6 +86,7 @@ def uncut(x: Tensor, tokens: Tensor | None, batch: int, units: int, tiles: int, 
 
 
 def layout_of(q: Tensor, k: Tensor, p: Problem) -> Layout:
+    """How the tiles and blocks of a problem lie in the flat tables of the eager path."""
     (batch, _, heads, _), (keys, groups) = q.shape, k.shape[1:3]
     units = units_of(p.blocks, p.k_index, heads, groups)
     offsets = p.blocks.offsets

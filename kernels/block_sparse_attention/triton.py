@@ -22,88 +22,10 @@ from ..tiles import block, check_sizes, dot, given, precision
 from .blocks import Blocks, transposed
 from .eager import backward_flops, forward_flops, gradient, save
 from .problem import Problem, expand_heads, units_of
+from .triton_tiles import key_columns, load_rows, number_of, query_rows, store_rows, visible
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
-
-
-@triton.jit
-def _query_rows(
-    tile, sub, unit, q_index, qi_h, queries,
-    PACK: tl.constexpr, BLOCK_Q: tl.constexpr, ROWS: tl.constexpr, HAS_QI: tl.constexpr,
-):  # fmt: skip
-    """Token and head of every row of a program, and whether there is one."""
-    row = sub * ROWS + tl.arange(0, ROWS)
-    token = tile * BLOCK_Q + row // PACK
-    head = unit * PACK + row % PACK
-    inside = (row < BLOCK_Q * PACK) & (token < queries)
-    if HAS_QI:
-        token = tl.cast(tl.load(q_index + head * qi_h + token, mask=inside, other=0), tl.int32)
-    return token, head, inside
-
-
-@triton.jit
-def _key_columns(place, end, ids, k_index, keys, BLOCK_K: tl.constexpr, COLS: tl.constexpr, HAS_KI: tl.constexpr):
-    """Tokens of `COLS` places of a list, counted in keys from the beginning of `ids`, and whether there is one."""
-    at = place + tl.arange(0, COLS)
-    if BLOCK_K % COLS == 0:
-        number = tl.load(ids + place // BLOCK_K)
-        token = number * BLOCK_K + place % BLOCK_K + tl.arange(0, COLS)
-        inside = token < keys
-    else:
-        inside = at < end
-        number = tl.load(ids + at // BLOCK_K, mask=inside, other=0)
-        token = number * BLOCK_K + at % BLOCK_K
-        inside &= token < keys
-    if HAS_KI:
-        token = tl.cast(tl.load(k_index + token, mask=inside, other=0), tl.int32)
-    return token, inside
-
-
-@triton.jit
-def _load_rows(pointer, stride_t, stride_h, token, head, inside, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """(tokens, D) of a tensor whose last axis is contiguous; zero where there is none."""
-    channel = tl.arange(0, BLOCK_D)
-    start = tl.cast(token, tl.int64) * stride_t + tl.cast(head, tl.int64) * stride_h
-    mask = inside[:, None] & (channel[None, :] < D)
-    return tl.load(pointer + start[:, None] + channel[None, :], mask=mask, other=0.0)
-
-
-@triton.jit
-def _store_rows(pointer, stride_t, stride_h, token, head, inside, value, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The inverse of `_load_rows`, in the dtype of the memory."""
-    channel = tl.arange(0, BLOCK_D)
-    start = tl.cast(token, tl.int64) * stride_t + tl.cast(head, tl.int64) * stride_h
-    mask = inside[:, None] & (channel[None, :] < D)
-    tl.store(pointer + start[:, None] + channel[None, :], value.to(pointer.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _number(pointer, token, inside, GIVEN: tl.constexpr, default):
-    """An integer of every token, `token + default` where there is no tensor."""
-    if GIVEN:
-        return tl.load(pointer + token, mask=inside, other=0)
-    else:
-        return token + default
-
-
-@triton.jit
-def _seen(
-    q_pos, k_pos, q_doc, k_doc, k_global, q_inside, k_inside, window,
-    CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_GLOBAL: tl.constexpr, HAS_DOC: tl.constexpr,
-):  # fmt: skip
-    """Which pairs see each other; all arguments broadcast to the tile."""
-    seen = q_inside & k_inside
-    if CAUSAL:
-        seen &= q_pos >= k_pos
-    if HAS_WINDOW:
-        near = (q_pos - k_pos < window) & (k_pos - q_pos < window)
-        if HAS_GLOBAL:
-            near |= k_global != 0
-        seen &= near
-    if HAS_DOC:
-        seen &= q_doc == k_doc
-    return seen
 
 
 @triton.jit
@@ -121,12 +43,12 @@ def _forward_kernel(
     tile = tl.program_id(0) // subs
     unit = tl.program_id(1) % units
     b = tl.cast(tl.program_id(1) // units, tl.int64)
-    token, head, inside = _query_rows(
+    token, head, inside = query_rows(
         tile, tl.program_id(0) % subs, unit, q_index + b * qi_b, qi_h, queries, PACK, BLOCK_Q, ROWS, HAS_QI
     )
-    q_tile = _load_rows(q + b * q_b, q_t, q_h, token, head, inside, D, BLOCK_D)
-    pos = _number(q_pos + b * qp_b, token, inside, HAS_QP, keys - queries)
-    doc = _number(q_doc + b * qd_b, token, inside, HAS_DOC, 0)
+    q_tile = load_rows(q + b * q_b, q_t, q_h, token, head, inside, D, BLOCK_D)
+    pos = number_of(q_pos + b * qp_b, token, inside, HAS_QP, keys - queries)
+    doc = number_of(q_doc + b * qd_b, token, inside, HAS_DOC, 0)
     kv_head = unit * PACK // (heads // groups)
     k_index += b * ki_b + unit // ki_div * ki_h
     offsets += b * off_b + unit // off_div * off_h + tile
@@ -136,13 +58,13 @@ def _forward_kernel(
     total = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
     for place in range(start, end, COLS):
-        key, real = _key_columns(place, end, ids, k_index, keys, BLOCK_K, COLS, HAS_KI)
-        k_tile = _load_rows(k + b * k_b + kv_head * k_h, k_t, 0, key, 0, real, D, BLOCK_D)
+        key, real = key_columns(place, end, ids, k_index, keys, BLOCK_K, COLS, HAS_KI)
+        k_tile = load_rows(k + b * k_b + kv_head * k_h, k_t, 0, key, 0, real, D, BLOCK_D)
         scores = dot(q_tile, tl.trans(k_tile), PRECISION) * (scale * LOG2E)
-        seen = _seen(
-            pos[:, None], _number(k_pos + b * kp_b, key, real, HAS_KP, 0)[None, :],
-            doc[:, None], _number(k_doc + b * kd_b, key, real, HAS_DOC, 0)[None, :],
-            _number(k_global + b * kg_b, key, real, HAS_GLOBAL, 0)[None, :], inside[:, None], real[None, :],
+        seen = visible(
+            pos[:, None], number_of(k_pos + b * kp_b, key, real, HAS_KP, 0)[None, :],
+            doc[:, None], number_of(k_doc + b * kd_b, key, real, HAS_DOC, 0)[None, :],
+            number_of(k_global + b * kg_b, key, real, HAS_GLOBAL, 0)[None, :], inside[:, None], real[None, :],
             window, CAUSAL, HAS_WINDOW, HAS_GLOBAL, HAS_DOC,
         )  # fmt: skip
         scores = tl.where(seen, scores, float("-inf"))
@@ -151,12 +73,12 @@ def _forward_kernel(
         shrink = tl.exp2(top - base)
         weights = tl.exp2(scores - base[:, None])
         total = total * shrink + tl.sum(weights, 1)
-        v_tile = _load_rows(v + b * v_b + kv_head * v_h, v_t, 0, key, 0, real, D, BLOCK_D)
+        v_tile = load_rows(v + b * v_b + kv_head * v_h, v_t, 0, key, 0, real, D, BLOCK_D)
         acc = dot(weights.to(v_tile.dtype), v_tile, PRECISION, acc * shrink[:, None])
         top = higher
     some = total > 0
     acc = acc / tl.where(some, total, 1.0)[:, None]
-    _store_rows(y + b * queries * heads * D, heads * D, D, token, head, inside, acc, D, BLOCK_D)
+    store_rows(y + b * queries * heads * D, heads * D, D, token, head, inside, acc, D, BLOCK_D)
     value = tl.where(some, (top + tl.log2(tl.where(some, total, 1.0))) * LN2, float("-inf"))
     tl.store(lse + (b * heads + head) * queries + token, value, mask=inside)
 
@@ -176,20 +98,20 @@ def _query_gradients_kernel(
     tile = tl.program_id(0) // subs
     unit = tl.program_id(1) % units
     b = tl.cast(tl.program_id(1) // units, tl.int64)
-    token, head, inside = _query_rows(
+    token, head, inside = query_rows(
         tile, tl.program_id(0) % subs, unit, q_index + b * qi_b, qi_h, queries, PACK, BLOCK_Q, ROWS, HAS_QI
     )
     whole = b * queries * heads * D
-    q_tile = _load_rows(q + b * q_b, q_t, q_h, token, head, inside, D, BLOCK_D)
-    d_tile = _load_rows(dy + whole, heads * D, D, token, head, inside, D, BLOCK_D)
-    y_tile = _load_rows(y + whole, heads * D, D, token, head, inside, D, BLOCK_D)
+    q_tile = load_rows(q + b * q_b, q_t, q_h, token, head, inside, D, BLOCK_D)
+    d_tile = load_rows(dy + whole, heads * D, D, token, head, inside, D, BLOCK_D)
+    y_tile = load_rows(y + whole, heads * D, D, token, head, inside, D, BLOCK_D)
     number = (b * heads + head) * queries + token
     answer = tl.sum(d_tile.to(tl.float32) * y_tile.to(tl.float32), 1) - tl.load(dlse + number, mask=inside, other=0.0)
     tl.store(delta + number, answer, mask=inside)
     normal = tl.load(lse + number, mask=inside, other=0.0) * LOG2E
     normal = tl.where(normal == float("-inf"), float("inf"), normal)  # rows that see nothing get no weight
-    pos = _number(q_pos + b * qp_b, token, inside, HAS_QP, keys - queries)
-    doc = _number(q_doc + b * qd_b, token, inside, HAS_DOC, 0)
+    pos = number_of(q_pos + b * qp_b, token, inside, HAS_QP, keys - queries)
+    doc = number_of(q_doc + b * qd_b, token, inside, HAS_DOC, 0)
     kv_head = unit * PACK // (heads // groups)
     k_index += b * ki_b + unit // ki_div * ki_h
     offsets += b * off_b + unit // off_div * off_h + tile
@@ -197,20 +119,20 @@ def _query_gradients_kernel(
     end = tl.load(offsets + 1) * BLOCK_K
     acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
     for place in range(start, end, COLS):
-        key, real = _key_columns(place, end, ids, k_index, keys, BLOCK_K, COLS, HAS_KI)
-        k_tile = _load_rows(k + b * k_b + kv_head * k_h, k_t, 0, key, 0, real, D, BLOCK_D)
-        v_tile = _load_rows(v + b * v_b + kv_head * v_h, v_t, 0, key, 0, real, D, BLOCK_D)
-        seen = _seen(
-            pos[:, None], _number(k_pos + b * kp_b, key, real, HAS_KP, 0)[None, :],
-            doc[:, None], _number(k_doc + b * kd_b, key, real, HAS_DOC, 0)[None, :],
-            _number(k_global + b * kg_b, key, real, HAS_GLOBAL, 0)[None, :], inside[:, None], real[None, :],
+        key, real = key_columns(place, end, ids, k_index, keys, BLOCK_K, COLS, HAS_KI)
+        k_tile = load_rows(k + b * k_b + kv_head * k_h, k_t, 0, key, 0, real, D, BLOCK_D)
+        v_tile = load_rows(v + b * v_b + kv_head * v_h, v_t, 0, key, 0, real, D, BLOCK_D)
+        seen = visible(
+            pos[:, None], number_of(k_pos + b * kp_b, key, real, HAS_KP, 0)[None, :],
+            doc[:, None], number_of(k_doc + b * kd_b, key, real, HAS_DOC, 0)[None, :],
+            number_of(k_global + b * kg_b, key, real, HAS_GLOBAL, 0)[None, :], inside[:, None], real[None, :],
             window, CAUSAL, HAS_WINDOW, HAS_GLOBAL, HAS_DOC,
         )  # fmt: skip
         scores = dot(q_tile, tl.trans(k_tile), PRECISION) * (scale * LOG2E)
         weights = tl.exp2(tl.where(seen, scores, float("-inf")) - normal[:, None])
         d_scores = weights * (dot(d_tile, tl.trans(v_tile), PRECISION) - answer[:, None])
         acc = dot(d_scores.to(k_tile.dtype), k_tile, PRECISION, acc)
-    _store_rows(dq + whole, heads * D, D, token, head, inside, acc * scale, D, BLOCK_D)
+    store_rows(dq + whole, heads * D, D, token, head, inside, acc * scale, D, BLOCK_D)
 
 
 @triton.jit
@@ -235,30 +157,30 @@ def _key_gradients_kernel(
     if HAS_KI:
         key = tl.cast(tl.load(k_index + b * ki_b + owner * units // ki_div * ki_h + key, mask=real, other=0), tl.int32)
     kv_head = owner * groups // kv_heads
-    k_tile = _load_rows(k + b * k_b + kv_head * k_h, k_t, 0, key, 0, real, D, BLOCK_D)
-    v_tile = _load_rows(v + b * v_b + kv_head * v_h, v_t, 0, key, 0, real, D, BLOCK_D)
-    k_position = _number(k_pos + b * kp_b, key, real, HAS_KP, 0)
-    k_document = _number(k_doc + b * kd_b, key, real, HAS_DOC, 0)
-    everywhere = _number(k_global + b * kg_b, key, real, HAS_GLOBAL, 0)
+    k_tile = load_rows(k + b * k_b + kv_head * k_h, k_t, 0, key, 0, real, D, BLOCK_D)
+    v_tile = load_rows(v + b * v_b + kv_head * v_h, v_t, 0, key, 0, real, D, BLOCK_D)
+    k_position = number_of(k_pos + b * kp_b, key, real, HAS_KP, 0)
+    k_document = number_of(k_doc + b * kd_b, key, real, HAS_DOC, 0)
+    everywhere = number_of(k_global + b * kg_b, key, real, HAS_GLOBAL, 0)
     dk_sum = tl.zeros([COLS, BLOCK_D], tl.float32)
     dv_sum = tl.zeros([COLS, BLOCK_D], tl.float32)
     whole = b * queries * heads * D
     for unit in range(owner * units, owner * units + units):
         place = offsets + b * off_b + unit // off_div * off_h + number
         for at in range(tl.load(place) * subs, tl.load(place + 1) * subs):
-            token, head, inside = _query_rows(
+            token, head, inside = query_rows(
                 tl.load(tiles + at // subs), at % subs, unit, q_index + b * qi_b, qi_h, queries, PACK, BLOCK_Q, ROWS,
                 HAS_QI,
             )  # fmt: skip
-            q_tile = _load_rows(q + b * q_b, q_t, q_h, token, head, inside, D, BLOCK_D)
-            d_tile = _load_rows(dy + whole, heads * D, D, token, head, inside, D, BLOCK_D)
+            q_tile = load_rows(q + b * q_b, q_t, q_h, token, head, inside, D, BLOCK_D)
+            d_tile = load_rows(dy + whole, heads * D, D, token, head, inside, D, BLOCK_D)
             row = (b * heads + head) * queries + token
             normal = tl.load(lse + row, mask=inside, other=0.0) * LOG2E
             normal = tl.where(normal == float("-inf"), float("inf"), normal)
             answer = tl.load(delta + row, mask=inside, other=0.0)
-            seen = _seen(
-                _number(q_pos + b * qp_b, token, inside, HAS_QP, keys - queries)[None, :], k_position[:, None],
-                _number(q_doc + b * qd_b, token, inside, HAS_DOC, 0)[None, :], k_document[:, None],
+            seen = visible(
+                number_of(q_pos + b * qp_b, token, inside, HAS_QP, keys - queries)[None, :], k_position[:, None],
+                number_of(q_doc + b * qd_b, token, inside, HAS_DOC, 0)[None, :], k_document[:, None],
                 everywhere[:, None], inside[None, :], real[:, None],
                 window, CAUSAL, HAS_WINDOW, HAS_GLOBAL, HAS_DOC,
             )  # fmt: skip
@@ -268,8 +190,8 @@ def _key_gradients_kernel(
             d_scores = weights * (dot(v_tile, tl.trans(d_tile), PRECISION) - answer[None, :])
             dk_sum = dot(d_scores.to(q_tile.dtype), q_tile, PRECISION, dk_sum)
     whole = b * keys * kv_heads * D + owner * D
-    _store_rows(dk + whole, kv_heads * D, 0, key, 0, real, dk_sum * scale, D, BLOCK_D)
-    _store_rows(dv + whole, kv_heads * D, 0, key, 0, real, dv_sum, D, BLOCK_D)
+    store_rows(dk + whole, kv_heads * D, 0, key, 0, real, dk_sum * scale, D, BLOCK_D)
+    store_rows(dv + whole, kv_heads * D, 0, key, 0, real, dv_sum, D, BLOCK_D)
 
 
 # -- host code

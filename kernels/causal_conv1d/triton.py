@@ -72,6 +72,7 @@ def causal_conv1d_forward_kernel(
     x_ptr, weight_ptr, bias_ptr, state_ptr, docs_ptr, y_ptr, length, channels, x_b, x_t,
     K: tl.constexpr, T: tl.constexpr, X: tl.constexpr, SILU: tl.constexpr, DOCS: tl.constexpr,
 ):  # fmt: skip
+    """T tokens of X channels of one row, one after the other, with the K tokens under the taps in registers."""
     row = tl.cast(tl.program_id(2), tl.int64)
     first = tl.cast(tl.program_id(1), tl.int64) * T
     c = tl.program_id(0) * X + tl.arange(0, X)
@@ -183,6 +184,7 @@ def causal_conv1d_step_kernel(
     x_ptr, weight_ptr, bias_ptr, state_ptr, y_ptr, new_ptr, channels, x_b,
     K: tl.constexpr, X: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
+    """One token of X channels of one row, and the state after it."""
     row = tl.cast(tl.program_id(1), tl.int64)
     c = tl.program_id(0) * X + tl.arange(0, X)
     real = c < channels

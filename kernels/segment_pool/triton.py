@@ -82,6 +82,7 @@ def segment_pool_backward_kernel(
     dy_ptr, dz_ptr, mask_ptr, winner_ptr, offset_ptr, dsegment_ptr, dlocal_ptr,
     length, channels, size, R: tl.constexpr, T: tl.constexpr, CB: tl.constexpr,
 ):  # fmt: skip
+    """Gradients of one segment: of its maximum to the token that won, of local maxima to theirs."""
     segments = tl.cdiv(length, size)
     s = tl.program_id(0) % segments
     b = tl.cast(tl.program_id(0) // segments, tl.int64)

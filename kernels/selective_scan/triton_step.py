@@ -22,6 +22,7 @@ def selective_scan_step_kernel(
     channels, width, groups, u_b, delta_b, B_b, B_g, C_b, C_g, z_b,
     N: tl.constexpr, N2: tl.constexpr, X: tl.constexpr, SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
+    """One token of X channels of one row, and the state after it."""
     row = tl.cast(tl.program_id(1), tl.int64)
     d = tl.program_id(0) * X + tl.arange(0, X)
     real = d < channels

@@ -33,6 +33,7 @@ def _store(pointer, at, places, p, real, imag):
 @triton.autotune(configs=configs(({"P": 256}, 4, 1), ({"P": 512}, 4, 1), ({"P": 128}, 2, 1)), key=["places", "samples"])
 @triton.jit
 def spectral_filter_forward_kernel(x_ptr, w_ptr, y_ptr, samples, places, SHARED: tl.constexpr, P: tl.constexpr):
+    """Products of P places of all samples; a shared filter is read once."""
     p = tl.cast(tl.program_id(0), tl.int64) * P + tl.arange(0, P)
     w_real, w_imag = _load(w_ptr, 0, places, p)
     for b in range(samples):
