@@ -41,9 +41,9 @@ lint: $(VENV)/.test
 	$(BIN)/pyright
 
 bench: $(VENV)/.test
-	$(BIN)/python -m benchmarks.vision
-	$(BIN)/python -m benchmarks.mixers
-	$(BIN)/python -m benchmarks.sequence
+	$(BIN)/python -m mixerzoo.benchmarks.vision
+	$(BIN)/python -m mixerzoo.benchmarks.mixers
+	$(BIN)/python -m mixerzoo.benchmarks.sequence
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

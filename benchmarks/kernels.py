@@ -1,6 +1,6 @@
 """Time every Triton kernel on a GPU, against its floor and its peers.
 
-    python benchmarks/kernels.py [--only OP ...] [--json FILE]
+    python -m mixerzoo.benchmarks.kernels [--only OP ...] [--json FILE]
 
 Each op runs at the size of a real model, forward, and forward with backward. Printed are the median time, the floor
 (`mixerzoo.kernels.costs`: what the compulsory bytes and flops take at the data sheet's rates) and the same for the

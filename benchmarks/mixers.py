@@ -1,6 +1,6 @@
 """Every token mixer for images at one width: time, memory, FLOPs, beside timm's module where there is one.
 
-    python -m benchmarks.mixers [--mixers resmlp gmlp ...] [--dim 64] [--batch 4] [--grids 14x14 56x56 ...]
+    python -m mixerzoo.benchmarks.mixers [--mixers resmlp gmlp ...] [--dim 64] [--batch 4] [--grids 14x14 56x56 ...]
 
 Times are of `x + mix(x)`, since a layout that costs nothing inside of a mixer may cost at its residual: one forward
 pass, and a forward and backward pass, interleaved with timm's in one process. A ratio is timm's time over ours, the

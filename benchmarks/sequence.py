@@ -1,6 +1,6 @@
 """Our sequence mixers: beside transformers, decoding per token, and growth of time and memory with the length.
 
-    python -m benchmarks.sequence [--parts peers decode scaling memory] [--mixers NAME ...] [--rounds 7]
+    python -m mixerzoo.benchmarks.sequence [--parts peers decode scaling memory] [--mixers NAME ...] [--rounds 7]
         [--threads N] [--cpu-time]
 
 peers: Mamba-1 and Mamba-2 blocks beside transformers' PyTorch path, same weights, outputs compared first; interleaved.
