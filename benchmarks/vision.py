@@ -1,6 +1,7 @@
 """Our vision models beside timm's: forward and training step, throughput and memory. One process, interleaved.
 
-    python -m mixerzoo.benchmarks.vision [--models poolformer_s12 ...] [--batch 8] [--size 224] [--rounds 15] [--json FILE]
+    python -m mixerzoo.benchmarks.vision [--models poolformer_s12 ...] [--batch 8] [--size 224] [--rounds 15]
+                                         [--json FILE]
 
 timm runs in its default layout and in channels-last memory format. A ratio is timm's time over ours, the median over
 rounds with its quartiles; above 1 ours is faster. Memory is what a training step keeps for backward.
