@@ -69,13 +69,13 @@ def forward_of(module: nn.Module, x: Tensor) -> Callable[[], object]:
 
 
 def both_of(module: nn.Module, x: Tensor) -> Callable[[], object]:
-    """A forward and backward pass, down to the input."""
-    x = x.clone().requires_grad_()
+    """A forward and backward pass, down to the input; the gradient of the output is dense, as that of a model is."""
+    x, gradient = x.clone().requires_grad_(), torch.randn_like(x)
 
     def run() -> None:
         module.zero_grad(set_to_none=True)
         x.grad = None
-        (x + module(x)).sum().backward()
+        (x + module(x)).backward(gradient)
 
     return run
 

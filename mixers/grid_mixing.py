@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..kernels.token_linear import token_linear
 from .base import Grid, Mixer
 from .positions import document_rows, rows_apart
 from .resize import resize_tokens_weight
@@ -191,11 +192,8 @@ class MatrixMixer(PositionMixer):
         if matrix.ndim == 3:
             heads = v.unflatten(-1, (matrix.shape[0], -1)).transpose(1, 2)
             mixed = torch.matmul(matrix, heads).transpose(1, 2).flatten(2)
-        elif length <= 4 * v.shape[2] and self.bias is not None:
-            # no transposes: 2 to 6 times faster than a linear layer on the transposed tokens (N 196, C 384, CPU), but
-            # the gradient of the matrix first takes one for every sample, hence the limit
-            matrix = matrix.expand(v.shape[0], length, length)
-            return torch.baddbmm(self.bias[:length].unsqueeze(-1), matrix, v)
+        elif self.bias is not None:
+            return token_linear(matrix, self.bias[:length], v)
         else:
             mixed = F.linear(v.transpose(1, 2), matrix).transpose(1, 2)
         return mixed if self.bias is None else mixed + self.bias[:length].unsqueeze(-1)

@@ -30,8 +30,8 @@ def token_mlp(
 
     Weights are those of `nn.Linear` layers on the transposed tokens. Sums are in float32; in half precision the hidden
     tokens are rounded to the dtype of x before the second product. Under autocast everything is cast to its dtype, as
-    for a linear layer; otherwise the weights are cast to the dtype of x. The hidden tokens are not kept for the
-    gradient but computed again: one product more instead of E * C numbers for each sample.
+    for a linear layer; otherwise the weights are cast to the dtype of x. The Triton path does not keep the activated
+    hidden tokens for the gradient.
 
     Args:
         x: (B, N, C).
