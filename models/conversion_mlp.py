@@ -7,74 +7,39 @@ Med-Process/Strip_MLP, Abdullah-88/NiNformer.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..mixers.registry import mixer_class
 from ..schema import split_spec
-from .checkpoint import Layout, StateDict, register_layout
+from .checkpoint import StateDict
+from .conversion import (
+    HEAD,
+    PATCHES,
+    Rules,
+    convert_mixers,
+    has_keys,
+    mixer_by_block,
+    mixer_by_stage,
+    register_family,
+    rename,
+)
 from .vision import per_stage
-
-Rules = Iterable[tuple[str, str]]
-
-_PATCHES = [(r"(?:stem|patch_embed)\.proj\.(.+)", r"stem.conv.\1"), (r"patch_embed\.norm\.(.+)", r"stem.norm.\1")]
-_HEAD = [(r"norm\.(.+)", r"head.norm.\1"), (r"(?:head|classifier)\.(weight|bias)", r"head.fc.\1")]
-
-
-def rename(tensors: Mapping[str, Tensor], rules: Rules) -> StateDict:
-    """Every key by the first rule, a pattern for the whole key and its replacement, that fits; others stay."""
-    compiled = [(re.compile(pattern), replacement) for pattern, replacement in rules]
-    out: StateDict = {}
-    for key, value in tensors.items():
-        found = ((m, r) for p, r in compiled if (m := p.fullmatch(key)) is not None)
-        match = next(found, None)
-        out[key if match is None else match[0].expand(match[1])] = value
-    return out
-
-
-def convert_mixers(tensors: Mapping[str, Tensor], mixer_of: Callable[[int], str]) -> StateDict:
-    """Entries `stages.i.blocks.j.mixer.*` by `convert_official` of the mixers, which `mixer_of(i)` names by stage."""
-    out: StateDict = {}
-    parts: dict[tuple[int, str], StateDict] = {}
-    for key, value in tensors.items():
-        if found := re.fullmatch(r"(stages\.(\d+)\.blocks\.\d+\.mixer\.)(.+)", key):
-            parts.setdefault((int(found[2]), found[1]), {})[found[3]] = value
-        else:
-            out[key] = value
-    for (stage, prefix), part in parts.items():
-        converted = mixer_class(mixer_of(stage)).convert_official(part)
-        out.update({prefix + name: value for name, value in converted.items()})
-    return out
-
-
-def _of_all(config: Mapping[str, Any]) -> Callable[[int], str]:
-    """The mixer of an isotropic model, by block."""
-    pattern = config["mixer"] if isinstance(config["mixer"], (list, tuple)) else [config["mixer"]]
-    names = [split_spec(m, key="model.mixer", kind="mixer")[0] for m in pattern]
-    return lambda stage: names[stage % len(names)]
-
-
-def _of_stage(config: Mapping[str, Any]) -> Callable[[int], str]:
-    """The mixer of a pyramid, by stage."""
-    mixers = per_stage(config["mixer"], len(config["depths"]), key="model.mixer")
-    return lambda stage: split_spec(mixers[stage], key="model.mixer", kind="mixer")[0]
-
 
 # -- timm.models.mlp_mixer and the official ResMLP
 
 _BLOCK = r"blocks\.(\d+)\."
 _OURS = r"stages.\1.blocks.0."
 _ISOTROPIC: Rules = [
-    *_PATCHES,
+    *PATCHES,
     (_BLOCK + r"((?:mlp_tokens|linear_tokens|attn|mlp_channels\.gate)\..+)", _OURS + r"mixer.\2"),
     (_BLOCK + r"norm\.(.+)", _OURS + r"norm1.\2"),
     (_BLOCK + r"(?:mlp_channels|mlp)\.(.+)", _OURS + r"channel_mixer.\2"),
     (_BLOCK + r"(?:ls|gamma_)([12])", _OURS + r"layer_scale\2"),
     (_BLOCK + r"(.+)", _OURS + r"\2"),
-    *_HEAD,
+    *HEAD,
 ]
 
 
@@ -85,7 +50,7 @@ def convert_isotropic(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) 
         rules.insert(0, (_BLOCK + r"(mlp_channels\..+)", _OURS + r"mixer.\2"))
     named = rename(tensors, rules)
     named = {k: v.flatten() if re.search(r"\.(alpha|beta)$", k) else v for k, v in named.items()}  # (1, 1, C)
-    return convert_mixers(named, _of_all(config))
+    return convert_mixers(named, mixer_by_block(config))
 
 
 # -- RaftMLP
@@ -133,7 +98,7 @@ def convert_raftmlp(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) ->
         else:
             out[f"{prefix}mixer.{found[2]}.{found[3]}"] = value
             out[f"{prefix}mixer.raft_size"] = torch.tensor(rafts[int(level)])
-    return convert_mixers(out, _of_stage(config))
+    return convert_mixers(out, mixer_by_stage(config))
 
 
 # -- MS-MLP
@@ -146,14 +111,14 @@ def convert_msmlp(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> S
     named = rename(
         tensors,
         [
-            *_PATCHES,
+            *PATCHES,
             (block + r"(dwconv_.+)", ours + r"mixer.\3"),
             (block + r"gamma", ours + "layer_scale"),
             (block + r"pwconv([12])\.(.+)", ours + r"channel_mixer.fc\3.\4"),
             (block + r"(.+)", ours + r"\3"),
             (r"layers\.(\d+)\.downsample\.proj\.(.+)", r"down.\1.conv.\2"),
             (r"layers\.(\d+)\.downsample\.norm\.(.+)", r"down.\1.norm.\2"),
-            *_HEAD,
+            *HEAD,
         ],
     )
     moved: StateDict = {}
@@ -161,7 +126,7 @@ def convert_msmlp(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> S
         if found := re.fullmatch(r"down\.(\d+)\.(.+)", key):
             key = f"stages.{int(found[1]) + 1}.downsample.{found[2]}"
         moved[key] = value
-    return convert_mixers(moved, _of_stage(config))
+    return convert_mixers(moved, mixer_by_stage(config))
 
 
 # -- Strip-MLP
@@ -186,7 +151,7 @@ def convert_stripmlp(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -
         elif found := re.fullmatch(r"blocks(\d)\.(\d+)\.(.+)", key):
             key = f"stages.{int(found[1]) - 1}.blocks.{found[2]}.{_strip_block(found[3])}"
         named[key] = value.flatten() if key.endswith((".grn.gamma", ".grn.beta")) else value
-    return convert_mixers(named, _of_stage(config))
+    return convert_mixers(named, mixer_by_stage(config))
 
 
 def _strip_block(name: str) -> str:
@@ -212,42 +177,27 @@ def convert_ninformer(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) 
             (block + r"norm\.(.+)", ours + r"norm1.\2"),
             (block + r"ffn\.net\.0\.(.+)", ours + r"channel_mixer.fc1.\2"),
             (block + r"ffn\.net\.3\.(.+)", ours + r"channel_mixer.fc2.\2"),
-            *_HEAD,
+            *HEAD,
         ],
     )
-    return convert_mixers(named, _of_all(config))
+    return convert_mixers(named, mixer_by_block(config))
 
 
-def _has(*patterns: str) -> Callable[[set[str]], bool]:
-    """Whether every pattern fits the start of some key."""
-    compiled = [re.compile(p) for p in patterns]
-    return lambda keys: all(any(p.match(k) for k in keys) for p in compiled)
-
-
-def _register(
-    name: str,
-    backbone: str,
-    has: Callable[[set[str]], bool],
-    convert: Callable[[Mapping[str, Tensor], Mapping[str, Any]], StateDict],
-) -> None:
-    register_layout(
-        Layout(name, lambda keys, config: config.get("backbone") == backbone and has(keys), convert),
-    )
-
-
-_register(
+register_family(
     "timm mlp_mixer",
     "isotropic",
-    _has(r"stem\.proj\.", r"blocks\.\d+\.(mlp_tokens|linear_tokens|mlp_channels\.gate)\."),
+    has_keys(r"stem\.proj\.", r"blocks\.\d+\.(mlp_tokens|linear_tokens|mlp_channels\.gate)\."),
     convert_isotropic,
 )
-_register(
+register_family(
     "official ResMLP",
     "isotropic",
-    _has(r"patch_embed\.proj\.", r"blocks\.\d+\.gamma_1$", r"blocks\.\d+\.norm1\.alpha"),
+    has_keys(r"patch_embed\.proj\.", r"blocks\.\d+\.gamma_1$", r"blocks\.\d+\.norm1\.alpha"),
     convert_isotropic,
 )
-_register("official RaftMLP", "pyramid", _has(r"levels\.\d+\.fn\.\d+\.3\.fn\.0\."), convert_raftmlp)
-_register("official MS-MLP", "pyramid", _has(r"layers\.\d+\.blocks\.\d+\.dwconv_lr\."), convert_msmlp)
-_register("official Strip-MLP", "pyramid", _has(r"blocks1\.\d+\.token_mixing\.smlp_block\."), convert_stripmlp)
-_register("official NiNformer", "isotropic", _has(r"patcher\.", r"model\.\d+\.mgu\."), convert_ninformer)
+register_family("official RaftMLP", "pyramid", has_keys(r"levels\.\d+\.fn\.\d+\.3\.fn\.0\."), convert_raftmlp)
+register_family("official MS-MLP", "pyramid", has_keys(r"layers\.\d+\.blocks\.\d+\.dwconv_lr\."), convert_msmlp)
+register_family(
+    "official Strip-MLP", "pyramid", has_keys(r"blocks1\.\d+\.token_mixing\.smlp_block\."), convert_stripmlp
+)
+register_family("official NiNformer", "isotropic", has_keys(r"patcher\.", r"model\.\d+\.mgu\."), convert_ninformer)

@@ -1,4 +1,4 @@
-"""Patch embeddings of several scales, and paths that lead the inputs of stages past them.
+"""Stems of several convolutions or scales, and paths that lead the inputs of stages past them.
 
 Axis letters: B batch, H height, W width, C channels, K side of a kernel.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from math import ceil
+from math import ceil, prod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +16,67 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..schema import Parts
-from .stems import STEMS
+from .norms import ACTIVATIONS
+from .stems import STEMS, ConvStem
 
 SHORTCUTS = Parts("shortcut")
+
+
+@STEMS.register("conv_stack")
+class ConvStack(nn.Module):
+    """Overlapping convolutions one after another, `(B, H, W, C_in)` to `(B, H', W', C_out)`.
+
+    Each is padded by half a kernel and followed by a norm; an activation stands between them. With the defaults this is
+    the stem of VMamba (2024), arXiv:2401.10166, its `patchembed_version="v2"`.
+
+    Args:
+        in_dim, dim: channels before and after.
+        ratios: channels after each convolution, as multiples of `dim`; the last is 1.
+        strides: of each convolution.
+        kernel_size: side of the kernels, odd.
+        norm: norm by name or mapping; None for none.
+        act: activation by name.
+        bias: biases of the convolutions.
+
+    Raises:
+        ConfigError: lists of different lengths, a last ratio other than 1, or an even kernel.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        dim: int,
+        *,
+        ratios: Sequence[float] = (0.5, 1.0),
+        strides: Sequence[int] = (2, 2),
+        kernel_size: int = 3,
+        norm: Any = "layer_norm",
+        act: str = "gelu",
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        if len(ratios) != len(strides) or not ratios or ratios[-1] != 1:
+            raise ConfigError(f"stem.ratios: {list(ratios)} needs an entry for each of {list(strides)}, the last 1.")
+        if kernel_size % 2 == 0:
+            raise ConfigError(f"stem.kernel_size: {kernel_size} is even; the convolutions have a middle.")
+        widths = [in_dim, *(int(ratio * dim) for ratio in ratios)]
+        options: dict[str, Any] = {"kernel_size": kernel_size, "padding": kernel_size // 2, "norm": norm, "bias": bias}
+        self.layers = nn.ModuleList(
+            ConvStem(a, b, stride=stride, **options) for (a, b), stride in zip(pairwise(widths), strides, strict=True)
+        )
+        self.act = ACTIVATIONS.build(act, key="stem.act")
+        self.stride = prod(strides)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, layer in enumerate(self.layers):
+            x = layer(x if i == 0 else self.act(x))
+        return x
+
+    def out_size(self, size: tuple[int, int], *, key: str = "image_size") -> tuple[int, int]:
+        """The grid that comes out for a grid that goes in."""
+        for layer in self.layers:
+            size = layer.out_size(size, key=key)  # type: ignore[operator]
+        return size
 
 
 @STEMS.register("multi_scale")
