@@ -46,7 +46,7 @@ def _linear_grads(
     """Gradients of input, weight and bias of a linear layer."""
     flat = grad.reshape(-1, grad.shape[-1])
     return (
-        _one_dnn(grad.contiguous(), weight.t().contiguous(), None, "none") if needs[0] else None,
+        _one_dnn(grad.contiguous(), weight.t(), None, "none") if needs[0] else None,
         flat.t() @ x.reshape(-1, x.shape[-1]) if needs[1] else None,
         flat.sum(0) if needs[2] else None,
     )

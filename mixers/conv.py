@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from .. import kernels
 from ..errors import ConfigError
+from ..kernels.depthwise import depthwise_conv
 from ..kernels.pointwise import linear, star_relu_linear
 from .base import Grid, Mixer
 
-_CONVS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_CONVS = {1: F.conv1d, 3: F.conv3d}
 
 
 class SeparableConv(Mixer, name="conv"):
@@ -92,6 +93,8 @@ class SeparableConv(Mixer, name="conv"):
             mixed: Any = kernels.causal_conv1d(
                 hidden, self.weight.squeeze(1), self.conv_bias, document_ids=document_ids
             )
+        elif self.rank == 2:
+            mixed = depthwise_conv(hidden, self.weight, self.conv_bias)
         else:
             conv, padding = _CONVS[self.rank], self.kernel_size // 2
             mixed = conv(

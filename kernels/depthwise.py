@@ -1,0 +1,73 @@
+"""Depthwise convolution of channels-last images, whose gradients are forward convolutions themselves on the CPU.
+
+oneDNN's gradient of a depthwise weight is slow on CPUs: for the stages of ConvFormer-S18 (7x7 taps, batch 8, two
+cores) it took 1.9 to 8 times as long as forward convolutions with the gradient of the output as the kernel, one for
+each sample, and the gradient of the input 1.2 to 1.7 times as long as a convolution with the taps reversed. Elsewhere
+(other devices and types, under `torch.compile` and autocast) this is `torch.nn.functional.conv2d`.
+
+Axis letters: B batch, H height, W width, C channels, K and L taps along H and W.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class _Depthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _conv(x, weight, bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        grad_x, grad_weight = None, None
+        if ctx.needs_input_grad[0]:
+            grad_x = _conv(grad, weight.flip(2, 3), None)
+        if ctx.needs_input_grad[1]:
+            grad_weight = torch.zeros_like(weight)
+            padding = (weight.shape[2] // 2, weight.shape[3] // 2)
+            for image, cotangent in zip(x.unbind(0), grad.unbind(0), strict=True):
+                taps = cotangent.permute(2, 0, 1).unsqueeze(1)  # (C, 1, H, W)
+                grad_weight += F.conv2d(image.permute(2, 0, 1), taps, padding=padding, groups=x.shape[3]).unsqueeze(1)
+        return grad_x, grad_weight, grad.sum((0, 1, 2)) if ctx.needs_input_grad[2] else None
+
+
+def _conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    padding = (weight.shape[2] // 2, weight.shape[3] // 2)
+    return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=padding, groups=x.shape[3]).permute(0, 2, 3, 1)
+
+
+def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Each channel convolved with its own taps, zeros outside of the image.
+
+    Args:
+        x: `(B, H, W, C)`.
+        weight: `(C, 1, K, L)`, K and L odd.
+        bias: `(C,)` or None.
+
+    Returns:
+        `(B, H, W, C)`.
+
+    Raises:
+        ValueError: an even number of taps, which has no middle.
+    """
+    if weight.shape[2] % 2 == 0 or weight.shape[3] % 2 == 0:
+        raise ValueError(f"depthwise_conv: taps {tuple(weight.shape[2:])} must be odd.")
+    fast = (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and torch.is_grad_enabled()
+        and weight.requires_grad
+        and x.numel() > 0
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and type(x) is Tensor
+    )
+    return _Depthwise.apply(x, weight, bias) if fast else _conv(x, weight, bias)
