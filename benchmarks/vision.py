@@ -55,8 +55,9 @@ def measure(name: str, batch: int, size: int, rounds: int) -> list[dict[str, Any
     torch.manual_seed(0)
     x, target = torch.randn(batch, 3, size, size), torch.randint(1000, (batch,))
     last = x.contiguous(memory_format=torch.channels_last)
-    ours, plain = create_model(name), timm.create_model(name)
-    channels_last = timm.create_model(name).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    peer_name = name if timm.is_model(name) else f"{name}_224"  # as timm calls models of a fixed size
+    ours, plain = create_model(name), timm.create_model(peer_name)
+    channels_last = timm.create_model(peer_name).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     rows = []
     for what in ("forward", "training step"):
         make = forward_of if what == "forward" else lambda m, images: step_of(m, images, target)
