@@ -8,6 +8,10 @@ from collections.abc import Mapping
 import triton
 from triton import knobs
 
+from .interpreter import mend
+
+mend()
+
 Candidate = tuple[Mapping[str, int], int, int]
 
 

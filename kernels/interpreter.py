@@ -4,6 +4,9 @@
 scan over a tile of 64 x 64 takes a second. `vectorize_scans` replaces that loop by one over positions of the scanned
 axis, each for all lines at once. The combine function sees the same operands in the same order.
 
+*Rounding.* It cuts numbers off where it casts to bfloat16, which doubles the error and gives it a direction; GPUs round
+to the nearest, ties to even. `round_casts` mends that.
+
 *Order of imports.* `TRITON_INTERPRET=1` counts when a kernel is defined; but parts of `tl` (zeros, sum, sigmoid ...)
 are kernels, too, defined when triton is imported, which torchvision does. `interpret_standard_library` turns them over.
 """
@@ -15,6 +18,12 @@ import sys
 
 import numpy as np
 from triton import knobs
+
+
+def mend() -> None:
+    """`vectorize_scans` and `round_casts`. Every module with kernels imports one that calls this."""
+    vectorize_scans()
+    round_casts()
 
 
 def vectorize_scans() -> None:
@@ -48,6 +57,42 @@ def _generic_scan(self, operands):
             result[i] = value.handle.data
         accumulated = current
     return [self.to_tensor(np.moveaxis(r, 0, self.axis), x.dtype) for r, x in zip(results, operands, strict=True)]
+
+
+def round_casts() -> None:
+    """Let interpreted casts to bfloat16 round. Does nothing where kernels are compiled, or when done already."""
+    if not knobs.runtime.interpret:
+        return
+    from triton.runtime import interpreter
+
+    original_cast()
+    setattr(interpreter.InterpreterBuilder, "cast_impl", _cast)  # noqa: B010 - as above
+
+
+@functools.cache
+def original_cast():
+    """Triton's own cast, which `round_casts` replaces."""
+    from triton.runtime import interpreter
+
+    return interpreter.InterpreterBuilder.cast_impl
+
+
+def _cast(self, source, dtype):
+    import triton.language as tl
+    from triton.runtime.interpreter import TensorHandle
+
+    if dtype.scalar != tl.bfloat16:
+        return original_cast()(self, source, dtype)
+    # Integers and float64 come this way, too: the original takes them for bit patterns. Like PyTorch, through float32.
+    return TensorHandle(_bfloat16_bits(source.data.astype(np.float32)), tl.bfloat16)
+
+
+def _bfloat16_bits(x: np.ndarray) -> np.ndarray:
+    """The upper 16 bits of float32 numbers, rounded to the nearest, ties to even; NaN stays NaN."""
+    bits = x.view(np.uint32)
+    # Just under half of the last place, and one more where the number is odd. A carry goes into the exponent, rightly.
+    rounded = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16
+    return np.where(np.isnan(x), bits >> 16 | 0x7FC0, rounded).astype(np.uint16)
 
 
 def interpret_standard_library() -> None:

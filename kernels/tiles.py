@@ -14,9 +14,9 @@ from torch import Tensor
 from triton import knobs
 
 from ..errors import ConfigError
-from .interpreter import vectorize_scans
+from .interpreter import mend
 
-vectorize_scans()
+mend()
 
 LARGEST_KEY = 256  # the state of a program, K x 64 in float32, must fit its registers
 

@@ -8,10 +8,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..interpreter import vectorize_scans
-
-vectorize_scans()
-
 LOG2E = tl.constexpr(1.4426950408889634)
 
 

@@ -6,15 +6,11 @@ import math
 
 import pytest
 import torch
-import triton
-import triton.language as tl
 from mixerzoo.errors import ConfigError
 from mixerzoo.kernels import selective_scan, selective_scan_step
-from mixerzoo.kernels.interpreter import original_scan, vectorize_scans
 from mixerzoo.tests.kernels.utils import agrees, check_reference, compare, error, mutated, run, skewed
 from mixerzoo.tests.utils import load_golden
 from torch import Tensor
-from triton.runtime.interpreter import ScanOps
 
 # (batch, length, channels, groups, states)
 TINY = (1, 5, 4, 2, 3)
@@ -336,28 +332,3 @@ def test_broken_kernels_are_caught(mutant, tmp_path):
 
 def test_the_unbroken_kernel_passes_the_same_check():
     compare(selective_scan, inputs((1, 70, 36, 1, 2), documents=True), "triton", **OPTIONS)
-
-
-@triton.jit
-def _scan_kernel(a_ptr, b_ptr, out_ptr, REVERSE: tl.constexpr):
-    at = tl.arange(0, 8)[:, None] * 4 + tl.arange(0, 4)[None, :]
-    _, h = tl.associative_scan((tl.load(a_ptr + at), tl.load(b_ptr + at)), 0, _after, reverse=REVERSE)
-    tl.store(out_ptr + at, h)
-
-
-@triton.jit
-def _after(a, h, a_next, h_next):
-    return a * a_next, a_next * h + h_next
-
-
-@pytest.mark.parametrize("reverse", [False, True])
-def test_interpreted_scans_are_those_of_triton(reverse, monkeypatch):
-    """`vectorize_scans` changes how fast the interpreter scans, and nothing else."""
-    a, b = torch.randn(8, 4), torch.randn(8, 4)
-    found, theirs = torch.empty(8, 4), torch.empty(8, 4)
-    vectorize_scans()
-    assert ScanOps.generic_scan is not original_scan()
-    _scan_kernel[1,](a, b, found, REVERSE=reverse)
-    monkeypatch.setattr(ScanOps, "generic_scan", original_scan())
-    _scan_kernel[1,](a, b, theirs, REVERSE=reverse)
-    assert torch.equal(found, theirs)
