@@ -118,8 +118,8 @@ class _StarLinear(torch.autograd.Function):
         return *grads, grad_scale, grad.sum().view(1)
 
 
-class _SquaredMlp(torch.autograd.Function):
-    """`relu(x W1^T + b1)**2 W2^T + b2`: the wide gradient between the layers is scaled in place, never copied.
+class _Mlp(torch.autograd.Function):
+    """`act(x W1^T + b1) W2^T + b2`: the wide gradient between the layers is scaled in place, never copied.
 
     A fresh map of that width costs more in page faults than in arithmetic: the copy was 3% of a training step of
     ConvFormer-S18.
@@ -127,43 +127,55 @@ class _SquaredMlp(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None
+        ctx: Any, x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None, act: str
     ) -> Tensor:
-        hidden = _one_dnn(x, weight1, bias1, "relu")
-        squared = hidden * hidden
-        ctx.save_for_backward(x, weight1, hidden, squared, weight2)
-        return _one_dnn(squared, weight2, bias2, "none")
+        ctx.squared = act == "squared_relu"
+        hidden = _one_dnn(x, weight1, bias1, "relu" if ctx.squared else "none")
+        inner = hidden * hidden if ctx.squared else F.gelu(hidden)
+        ctx.save_for_backward(x, weight1, hidden, inner, weight2)
+        return _one_dnn(inner, weight2, bias2, "none")
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight1, hidden, squared, weight2 = ctx.saved_tensors
+        x, weight1, hidden, inner, weight2 = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        inner, grad_weight2, grad_bias2 = _linear_grads(grad, squared, weight2, (True, *needs[3:]))
-        assert inner is not None
-        half = inner.mul_(hidden)  # the factor 2 of the square goes to the small tensors
+        wide, grad_weight2, grad_bias2 = _linear_grads(grad, inner, weight2, (True, *needs[3:5]))
+        assert wide is not None
+        if not ctx.squared:
+            torch.ops.aten.gelu_backward.grad_input(wide, hidden, grad_input=wide)
+            return *_linear_grads(wide, x, weight1, needs[:3]), grad_weight2, grad_bias2, None
+        half = wide.mul_(hidden)  # the factor 2 of the square goes to the small tensors
         grad_x, grad_weight1, grad_bias1 = _linear_grads(half, x, 2 * weight1, needs[:3])
         for small in (grad_weight1, grad_bias1):
             if small is not None:
                 small.mul_(2)
-        return grad_x, grad_weight1, grad_bias1, grad_weight2, grad_bias2
+        return grad_x, grad_weight1, grad_bias1, grad_weight2, grad_bias2, None
 
 
-def squared_relu_mlp(x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None) -> Tensor:
-    """Two linear layers with a squared ReLU between them, `relu(x W1^T + b1)**2 W2^T + b2`.
-
-    Primer (2021), arXiv:2109.08668.
+def mlp(
+    x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None, *, activation: str
+) -> Tensor:
+    """Two linear layers with an activation between them, `act(x W1^T + b1) W2^T + b2`.
 
     Args:
         x: `(..., I)`.
         weight1, bias1: `(E, I)`, and `(E,)` or None.
         weight2, bias2: `(O, E)`, and `(O,)` or None.
+        activation: "gelu" (the exact one) or "squared_relu", `relu(x)**2` (Primer, 2021, arXiv:2109.08668).
 
     Returns:
         `(..., O)`.
+
+    Raises:
+        ValueError: another activation.
     """
+    if activation not in ("gelu", "squared_relu"):
+        raise ValueError(f'mlp: activation="{activation}" is not known. Allowed: gelu, squared_relu.')
     if _fits(x, weight1) and weight2.dtype == x.dtype and torch.is_grad_enabled():
-        return _SquaredMlp.apply(x, weight1, bias1, weight2, bias2)
+        return _Mlp.apply(x, weight1, bias1, weight2, bias2, activation)
+    if activation == "gelu":
+        return linear(linear(x, weight1, bias1, activation="gelu"), weight2, bias2)
     hidden = linear(x, weight1, bias1, activation="relu")
     return linear(hidden * hidden if torch.is_grad_enabled() else hidden.mul_(hidden), weight2, bias2)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels.pointwise import linear
+from ..kernels.pointwise import linear, mlp
 from ..schema import Parts
 from .norms import ACTIVATIONS, StarReLU, star_mlp
 
@@ -59,10 +59,8 @@ class Mlp(nn.Module):
         if isinstance(self.act, StarReLU):
             return star_mlp(x, first.weight, first.bias, self.act, second.weight, second.bias)
         if isinstance(self.act, nn.GELU) and self.act.approximate == "none":
-            hidden = linear(x, first.weight, first.bias, activation="gelu")
-        else:
-            hidden = self.act(linear(x, first.weight, first.bias))
-        return linear(hidden, second.weight, second.bias)
+            return mlp(x, first.weight, first.bias, second.weight, second.bias, activation="gelu")
+        return linear(self.act(linear(x, first.weight, first.bias)), second.weight, second.bias)
 
 
 @CHANNEL_MIXERS.register("gated_mlp")

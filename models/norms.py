@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels.pointwise import squared_relu_mlp
+from ..kernels.pointwise import mlp
 from ..schema import Parts
 
 NORMS = Parts("norm")
@@ -116,7 +116,8 @@ def star_mlp(
     Saves two passes over the wide hidden map and over its gradient.
     """
     shift = F.linear(act.bias.expand(weight2.shape[1]), weight2)
-    return squared_relu_mlp(x, weight1, bias1, weight2 * act.scale, shift if bias2 is None else shift + bias2)
+    bias = shift if bias2 is None else shift + bias2
+    return mlp(x, weight1, bias1, weight2 * act.scale, bias, activation="squared_relu")
 
 
 _PLAIN: dict[str, Callable[[], nn.Module]] = {

@@ -55,28 +55,31 @@ def test_star_relu(monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
 
+@pytest.mark.parametrize("activation", ["gelu", "squared_relu"])
 @pytest.mark.parametrize("bias", [True, False])
-def test_squared_relu_mlp(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlp(bias: bool, activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pointwise, "_WORTHWHILE", 0)
     torch.manual_seed(0)
     x, first, second = torch.randn(3, 7, 41), torch.randn(63, 41), torch.randn(17, 63)
     shifts = (torch.randn(63), torch.randn(17)) if bias else (None, None)
     inputs = [t.requires_grad_() for t in (x, first, second, *shifts) if t is not None]
-    fast = pointwise.squared_relu_mlp(x, first, shifts[0], second, shifts[1])
-    plain = F.linear(F.relu(F.linear(x, first, shifts[0])) ** 2, second, shifts[1])
-    torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-3)
-    cotangent = torch.randn_like(plain)
-    for a, b in zip(*(torch.autograd.grad(y, inputs, cotangent) for y in (fast, plain)), strict=True):
+
+    def plain(bias2: torch.Tensor | None) -> torch.Tensor:
+        hidden = F.linear(x, first, shifts[0])
+        return F.linear(F.gelu(hidden) if activation == "gelu" else F.relu(hidden) ** 2, second, bias2)
+
+    fast, expected = pointwise.mlp(x, first, shifts[0], second, shifts[1], activation=activation), plain(shifts[1])
+    torch.testing.assert_close(fast, expected, rtol=1e-5, atol=1e-3)
+    cotangent = torch.randn_like(expected)
+    for a, b in zip(*(torch.autograd.grad(y, inputs, cotangent) for y in (fast, expected)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-2)
-    some = torch.autograd.grad(
-        pointwise.squared_relu_mlp(x, first.detach(), shifts[0], second, None).sum(), (x, second)
-    )
-    expected = torch.autograd.grad(F.linear(F.relu(F.linear(x, first, shifts[0])) ** 2, second).sum(), (x, second))
-    for a, b in zip(some, expected, strict=True):  # a frozen first weight
+    frozen = pointwise.mlp(x, first.detach(), shifts[0], second, None, activation=activation)
+    some, theirs = (torch.autograd.grad(y.sum(), (x, second)) for y in (frozen, plain(None)))
+    for a, b in zip(some, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-2)
     with torch.inference_mode():
-        again = pointwise.squared_relu_mlp(x, first, shifts[0], second, shifts[1])
-        torch.testing.assert_close(again, plain, rtol=1e-5, atol=1e-3)
+        again = pointwise.mlp(x, first, shifts[0], second, shifts[1], activation=activation)
+        torch.testing.assert_close(again, expected, rtol=1e-5, atol=1e-3)
 
 
 def test_counts_flops(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,3 +93,5 @@ def test_counts_flops(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unknown_activation() -> None:
     with pytest.raises(ValueError, match="tanh"):
         pointwise.linear(torch.ones(1, 1), torch.ones(1, 1), activation="tanh")
+    with pytest.raises(ValueError, match="tanh"):
+        pointwise.mlp(*torch.ones(5, 1, 1).unbind(), activation="tanh")
