@@ -45,8 +45,11 @@ class Mixer(nn.Module):
         streams: has `init_state` and `step`, equal to the causal forward.
         reads_embeddings: `forward`, `prefill` and `step` also take `embeddings`, the token embeddings before the first
             block, of the shape of `x`; the language backbone passes them.
+        reads_ids: they also take `token_ids`, `(B, N)` integers, in `step` `(B,)`; passed as the embeddings are.
         complexity: growth of time with the number of tokens N: "1", "N", "N log N", "N sqrt(N)", "N^2" or "N^3".
         memory: growth of the activations with N, of the same form.
+        projections: the linear layers through which every token goes alone, before and after the mixing, with torch's
+            initial values; paths of a token order that have a mixer each share them.
         source: paper, year and arXiv id.
         alternatives: for each option a value other than the default that has a visible effect, for the tests (booleans
             need none).
@@ -63,8 +66,10 @@ class Mixer(nn.Module):
     packs: ClassVar[bool] = False
     streams: ClassVar[bool] = False
     reads_embeddings: ClassVar[bool] = False
+    reads_ids: ClassVar[bool] = False
     complexity: ClassVar[str] = "N"
     memory: ClassVar[str] = "N"
+    projections: ClassVar[tuple[str, str] | None] = None
     source: ClassVar[str] = ""
     alternatives: ClassVar[Mapping[str, Any]] = {}
     requires: ClassVar[Mapping[str, Mapping[str, Any]]] = {}

@@ -18,11 +18,21 @@ from .base import Grid, Mixer
 from .orders import Order
 
 
-class Ordered(Mixer):
-    """A mixer of sequences that reads a grid in a token order: `merge_k(mix(path_k(x)))`, one mixer for all paths.
+class _Shared(nn.Module):
+    """Stands in a path's mixer for a projection that all paths share."""
 
-    `create_mixer(name, dim, order=..., merge=..., causal_paths=...)` makes it of any mixer that takes sequences. The
-    sequences of all paths are one batch for the mixer.
+    def reset_parameters(self) -> None:
+        """Nothing to set."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class Ordered(Mixer):
+    """A mixer of sequences that reads a grid in a token order: `merge_k(mix(path_k(x)))`.
+
+    `create_mixer(name, dim, order=..., merge=..., ...)` makes it of any mixer that takes sequences. One mixer serves
+    all paths, as rows of one batch, or with `separate_paths` each has its own.
 
     Args:
         dim: number of channels C.
@@ -34,6 +44,9 @@ class Ordered(Mixer):
         causal_paths: a token sees on a path only what comes before it; by default True where the mixer can be causal
             or is. Without it, a mixer to which positions mean nothing, such as plain attention, sees no order but only
             windows.
+        separate_paths: every path has a mixer of its own. They share the linear layers in front of and behind the
+            mixing where the mixer names them (`projections`, as of `mamba` and `mamba2`), which then run once, before
+            the scan and after the merge. Vision Mamba (2024), arXiv:2401.09417.
         grid: size of the token grid, needed only by mixers with `needs_grid`.
         layer_index: position in the model, for orders that change with it.
         can_be_causal: the class data `causal` of the mixer.
@@ -54,6 +67,7 @@ class Ordered(Mixer):
         order: str | Mapping[str, Any] | list[Any] | None = None,
         merge: Literal["sum", "mean", "gated", "concat"] = "mean",
         causal_paths: bool | None = None,
+        separate_paths: bool = False,
         grid: Grid | None = None,
         layer_index: int = 0,
         can_be_causal: str = "cannot",
@@ -67,16 +81,32 @@ class Ordered(Mixer):
         self.order = Order(order, layer_index=layer_index, key=f"{key}.order")
         self.merge = merge
         self.paths = paths = self.order.paths
-        if paths == 1 and merge in ("gated", "concat"):
-            raise ConfigError(f'{key}.merge: "{merge}" needs several paths; the order {order!r} has one.')
-        length = None if grid is None else (self.order.table(tuple(grid)).shape[1],)
-        self.mixer = create(length, only if only is not None else causal_paths is not False)
+        if paths == 1 and (separate_paths or merge in ("gated", "concat")):
+            what = "separate_paths: it" if separate_paths else f'merge: "{merge}"'
+            raise ConfigError(f"{key}.{what} needs several paths; the order {order!r} has one.")
+        causal = only if only is not None else causal_paths is not False
+        # what reads the grid, and what mixes each reading
+        self.orders = self.order.each_path() if separate_paths else [self.order]
+        self.mixers: Any = nn.ModuleList(create(self._length(o, grid), causal) for o in self.orders)
+        first = self.mixers[0]
         # class data of the mixer inside
-        self.name, self.masks, self.needs_grid = self.mixer.name, self.mixer.masks, self.mixer.needs_grid  # type: ignore[misc]
+        self.name, self.masks, self.needs_grid = first.name, first.masks, first.needs_grid  # type: ignore[misc]
         self.grid = tuple(grid) if grid is not None and self.needs_grid else None
+        self.enter: Any = None
+        self.leave: Any = None
+        if separate_paths and first.projections is not None:
+            self.enter, self.leave = (getattr(first, name) for name in first.projections)
+            for mixer in self.mixers:
+                for name in first.projections:
+                    setattr(mixer, name, _Shared())
+        width = dim if self.leave is None else self.leave.in_features
         self.gate = nn.Linear(dim, paths) if merge == "gated" else None
-        self.join = nn.Linear(paths * dim, dim, bias=False) if merge == "concat" else None
+        self.join = nn.Linear(paths * width, width, bias=False) if merge == "concat" else None
         self._reset_merge()
+
+    @staticmethod
+    def _length(order: Order, grid: Grid | None) -> Grid | None:
+        return None if grid is None else (order.table(tuple(grid)).shape[1],)
 
     def _reset_merge(self) -> None:
         """Learned merges start as the mean."""
@@ -89,44 +119,63 @@ class Ordered(Mixer):
                 self.join.weight.copy_(torch.eye(width).repeat(1, total // width) * (width / total))
 
     def reset_parameters(self) -> None:
-        """The values of the mixer; learned merges start as the mean."""
-        self.mixer.reset_parameters()
+        """The values of the mixers; learned merges start as the mean."""
+        for module in (self.enter, self.leave, *self.mixers):
+            if module is not None:
+                module.reset_parameters()
         self._reset_merge()
 
     def no_weight_decay(self) -> set[str]:
-        own = {name for name, p in self.named_parameters() if p.ndim <= 1 and not name.startswith("mixer.")}
-        return own | {f"mixer.{name}" for name in self.mixer.no_weight_decay()}
+        own = {name for name, p in self.named_parameters() if p.ndim <= 1 and not name.startswith("mixers.")}
+        inner = (f"mixers.{i}.{name}" for i, m in enumerate(self.mixers) for name in m.no_weight_decay())
+        return own.union(inner)
 
     def resize_grid(self, grid: Grid) -> None:
         if self.needs_grid:
-            self.mixer.resize_grid((self.order.table(tuple(grid)).shape[1],))
+            for order, mixer in zip(self.orders, self.mixers, strict=True):
+                mixer.resize_grid(self._length(order, grid))
             self.grid = tuple(grid)
 
-    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        grid = self.check_grid(x)
-        sequences = self.order.scan(x)
+    def _mix(self, order: Order, mixer: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Tokens (B, *grid, C) mixed in sequences (B, P, L, C)."""
+        sequences = order.scan(x)
         batch, count, length = sequences.shape[:3]
-        padded = count * length != self.paths * math.prod(grid)
+        grid = x.shape[1:-1]
         real = None
         if mask is not None:
             if not self.masks:
                 self.refuse_mask(mask)
-            real = self.order.scan_mask(mask).flatten(0, 1)
-        elif padded:
+            real = order.scan_mask(mask).flatten(0, 1)
+        elif count * length != order.paths * math.prod(grid):
             if not self.masks:
                 raise ConfigError(
-                    f'mixer "{self.name}": the windows of its order do not divide the grid {grid}, and it cannot '
-                    "honour the mask of the shorter ones; see list_mixers(masks=True)."
+                    f'mixer "{self.name}": the windows of its order do not divide the grid {tuple(grid)}, and it '
+                    "cannot honour the mask of the shorter ones; see list_mixers(masks=True)."
                 )
-            real = self.order.scan_mask(x.new_ones(x.shape[:-1])).flatten(0, 1)
-        y = self.mixer(sequences.flatten(0, 1), mask=real).unflatten(0, (batch, count))
-        if self.gate is not None:
-            weights = self.gate(x).float().softmax(-1).movedim(-1, 1).unsqueeze(-1)
-            return (self.order.unscan(y, grid) * weights).sum(1).to(y.dtype)
-        if self.join is not None:
-            return self.join(self.order.unscan(y, grid).movedim(1, -2).flatten(-2))
-        total = self.order.merge(y, grid)
-        return total / self.paths if self.merge == "mean" and self.paths > 1 else total
+            real = order.scan_mask(x.new_ones(x.shape[:-1])).flatten(0, 1)
+        return mixer(sequences.flatten(0, 1), mask=real).unflatten(0, (batch, count))
+
+    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        grid = self.check_grid(x)
+        inner = x if self.enter is None else self.enter(x)
+        mixed = [self._mix(o, m, inner, mask) for o, m in zip(self.orders, self.mixers, strict=True)]
+        if self.gate is not None or self.join is not None:
+            each = torch.cat(
+                [o.unscan(y, grid) for o, y in zip(self.orders, mixed, strict=True)], 1
+            )  # (B, K, *grid, C)
+            if self.gate is not None:
+                weights = self.gate(x).float().softmax(-1).movedim(-1, 1).unsqueeze(-1)
+                y = (each * weights).sum(1).to(each.dtype)
+            else:
+                assert self.join is not None
+                y = self.join(each.movedim(1, -2).flatten(-2))
+        else:
+            y = self.orders[0].merge(mixed[0], grid)
+            for order, other in zip(self.orders[1:], mixed[1:], strict=True):
+                y = y + order.merge(other, grid)
+            if self.merge == "mean" and self.paths > 1:
+                y = y / self.paths
+        return y if self.leave is None else self.leave(y)
 
     def extra_repr(self) -> str:
         return f"order={self.order.parts}, merge={self.merge}"

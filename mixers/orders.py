@@ -6,6 +6,7 @@ length. `*grid` is (N,), (H, W) or (T, H, W).
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import math
@@ -91,7 +92,7 @@ def _read_paths(key: str, grid: Grid) -> list[Path]:
     for name, options, backwards in content["parts"]:
         built = PATHS.build({"name": name, **options}, base, key="order", layer_index=content["layer_index"])
         paths += [reverse(p) for p in built] if backwards else built
-    return paths
+    return paths if content["path"] is None else [paths[content["path"]]]
 
 
 def _build(key: str, grid: Grid) -> Table:
@@ -202,9 +203,23 @@ class Order:
         self.parts = parse_order(spec, key=key)
         turns = any("layer_index" in inspect.signature(PATHS.entries[name]).parameters for name, _, _ in self.parts)
         # the key of the tables: equal orders share them
-        self.key = json.dumps({"parts": self.parts, "layer_index": layer_index if turns else 0}, sort_keys=True)
+        self._content = {"parts": self.parts, "layer_index": layer_index if turns else 0, "path": None}
+        self._name_tables()
+
+    def _name_tables(self) -> None:
+        self.key = json.dumps(self._content, sort_keys=True)
         self.paths = len(_read_paths(self.key, (2, 2, 2)))  # K, the same on all grids
         self.is_raster = self.parts == [("raster", {}, False)]
+
+    def each_path(self) -> list[Order]:
+        """An order for every path of this one."""
+        found = []
+        for path in range(self.paths):
+            order = copy.copy(self)
+            order._content = {**self._content, "path": path}
+            order._name_tables()
+            found.append(order)
+        return found
 
     def table(self, grid: Grid, device: torch.device | None = None) -> Table:
         """The indices for a grid, made once for each grid and device."""

@@ -71,7 +71,8 @@ class RecurrentMixer(Mixer):
         y, state = self.scan(tokens, real=real, document_ids=document_ids, state=state, return_state=return_state)
         if order is not None:
             y = put_back(y, order)
-        return y.reshape(x.shape), state
+        # the widths differ where paths of a token order share the projections around the mixer
+        return y.reshape(*x.shape[:-1], y.shape[-1]), state
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
         return self._run(x, mask, document_ids, None, False)[0]

@@ -99,7 +99,7 @@ def check_mixer_options(name: str, options: Mapping[str, Any], *, key: str = "mi
     if options.get("order") is not None:
         parse_order(options["order"], key=f"{key}.order")
     elif takes_order:
-        for option in ("merge", "causal_paths"):
+        for option in ("merge", "causal_paths", "separate_paths"):
             if options.get(option, ORDER_OPTIONS[option].default) != ORDER_OPTIONS[option].default:
                 raise ConfigError(f"{key}.{option}: it has no effect without {key}.order.")
 
@@ -124,7 +124,8 @@ def create_mixer(
         layer_index: position in the model, for the few mixers whose constants depend on it.
         key: path of the configuration key, for error messages.
         options: keyword-only arguments of the mixer's constructor; see `mixer_options(name)`. For a mixer of sequences
-            also `order`, `merge` and `causal_paths`: the token order in which it reads a grid; see `ordered.Ordered`.
+            also `order`, `merge`, `causal_paths` and `separate_paths`: the token order in which it reads a grid; see
+            `ordered.Ordered`.
 
     Returns:
         A module that maps `(B, *grid, C)` to the same shape.

@@ -58,6 +58,7 @@ class Mamba(RecurrentMixer, name="mamba"):
     """
 
     source = "Mamba (2023), arXiv:2312.00752"
+    projections = ("in_proj", "out_proj")
     alternatives = {
         "d_state": 4,
         "d_conv": 3,
@@ -202,6 +203,7 @@ class Mamba2(RecurrentMixer, name="mamba2"):
     """
 
     source = "Transformers are SSMs (2024), arXiv:2405.21060"
+    projections = ("in_proj", "out_proj")
     alternatives = {
         "d_state": 16,
         "d_conv": 3,

@@ -48,10 +48,10 @@ def test_is_the_mixer_on_every_path(name, order):
         places = table.index.view(table.shape)[row]
         if table.valid is not None:
             places = places[table.valid[row]]
-        total[:, places] += mixer.mixer(x.flatten(1, 2)[:, places])
+        total[:, places] += mixer.mixers[0](x.flatten(1, 2)[:, places])
     torch.testing.assert_close(mixer(x), total.view_as(x) / paths.paths, rtol=1e-4, atol=1e-5)
     raster = create_mixer(name, DIM, grid=GRID, causal=True, **SMALL.get(name, {})).eval()
-    raster.load_state_dict(mixer.mixer.state_dict())
+    raster.load_state_dict(mixer.mixers[0].state_dict())
     assert not torch.allclose(mixer(x), raster(x), atol=1e-4)
 
 
@@ -142,9 +142,9 @@ def test_parameters_that_depend_on_the_grid():
     model = create_model({**ISOTROPIC, "image_size": 16, "mixer": {"name": "mlp_mixer", "order": order}})
     mixer = next(m for m in model.modules() if isinstance(m, Ordered))
     assert mixer.needs_grid
-    assert (mixer.grid, mixer.mixer.grid) == ((4, 4), (4,))
+    assert (mixer.grid, mixer.mixers[0].grid) == ((4, 4), (4,))
     resize_grid(model, 24)
-    assert (mixer.grid, mixer.mixer.grid) == ((6, 6), (4,))
+    assert (mixer.grid, mixer.mixers[0].grid) == ((6, 6), (4,))
     assert model(torch.randn(1, 1, 24, 24)).isfinite().all()
     assert resize_grid(model, 20)(torch.randn(1, 1, 20, 20)).isfinite().all()  # with shorter windows, masked
     with pytest.raises(ConfigError, match="shorter ones"):
@@ -186,3 +186,51 @@ def test_mistakes_that_the_mixer_shows():
         create_mixer("mamba", 8, order="bidirectional", causal=True)
     assert create_mixer("mamba", 8, order="raster", causal=True).streams
     assert not isinstance(create_mixer("mamba", 8, order=None, merge="mean"), Ordered)
+
+
+@pytest.mark.parametrize("name", ["mamba", "mamba2", "linear_attention"])
+@pytest.mark.parametrize("order", ["bidirectional", [{"name": "atrous", "size": 2}, {"name": "atrous", "size": 3}]])
+def test_separate_paths(name, order):
+    """With equal mixers they are the shared one; each path has its own parameters, around shared projections."""
+    x = tokens()
+    shared, separate = build(name, order, merge="sum"), build(name, order, merge="sum", separate_paths=True)
+    inner = shared.mixers[0].state_dict()
+    projections = type(shared.mixers[0]).projections
+    state = {f"mixers.{i}.{k}": v for i in range(2) for k, v in inner.items()}
+    for ours, theirs in zip(("enter", "leave"), projections or (), strict=projections is not None):
+        for key in [k for k in state if f".{theirs}." in k]:
+            state[f"{ours}.{key.rsplit('.', 1)[1]}"] = state.pop(key)
+    separate.load_state_dict(state)
+    expected = shared(x)
+    torch.testing.assert_close(separate(x), expected, rtol=1e-4, atol=1e-5)
+    mask = torch.ones(2, *GRID, dtype=torch.bool)
+    mask[0, 1:, 2:] = False
+    torch.testing.assert_close(separate(x, mask=mask)[mask], shared(x, mask=mask)[mask], rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        for i in range(2):
+            before = separate(x)
+            for parameter in separate.mixers[i].parameters():
+                parameter.mul_(1.5)
+            assert not torch.allclose(separate(x), before, atol=1e-4)
+    separate.reset_parameters()
+    assert {n for n, p in separate.named_parameters() if p.ndim <= 1} <= separate.no_weight_decay()
+
+
+@pytest.mark.parametrize("merge", ["mean", "gated", "concat"])
+def test_separate_paths_train_and_compile(merge):
+    mixer, x = build("mamba", "cross_scan", merge=merge, separate_paths=True), tokens().requires_grad_()
+    expected = mixer(x)
+    expected.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in mixer.parameters())
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(mixer, fullgraph=True, backend="aot_eager")(x), expected)
+    half = mixer.to(torch.bfloat16)(x.to(torch.bfloat16))
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), expected, rtol=0.1, atol=0.05)
+
+
+def test_separate_paths_need_several():
+    with pytest.raises(ConfigError, match=r"mixer.separate_paths: it needs several paths; the order 'column' has one"):
+        create_mixer("mamba", 8, order="column", separate_paths=True)
+    with pytest.raises(ConfigError, match="m.separate_paths: it has no effect without m.order"):
+        check_mixer({"name": "mamba", "separate_paths": True}, key="m")
