@@ -114,8 +114,9 @@ class _StarLinear(torch.autograd.Function):
         x, weight, hidden, scale = ctx.saved_tensors
         product = grad * hidden  # zero wherever the ReLU is
         grad_scale = torch.dot(product.flatten(), hidden.flatten()).view(1)
-        grads = _linear_grads(product.mul_(2 * scale.item()), x, weight, ctx.needs_input_grad)
-        return *grads, grad_scale, grad.sum().view(1)
+        twice = 2 * scale.item()  # goes to the small tensors
+        grad_x, *rest = _linear_grads(product, x, twice * weight, ctx.needs_input_grad)
+        return grad_x, *(None if small is None else small.mul_(twice) for small in rest), grad_scale, grad.sum().view(1)
 
 
 class _Mlp(torch.autograd.Function):
