@@ -15,7 +15,7 @@ from ..schema import Parts
 from .norms import ACTIVATIONS, NORMS
 
 HEADS = Parts("head", reserved=("class_token",))
-POOLS = ("avg", "max", "token", "")
+POOLS = ("avg", "max", "token", "middle_token", "")
 
 
 class Head(nn.Module):
@@ -26,7 +26,8 @@ class Head(nn.Module):
         num_classes: K; 0 returns the pooled features.
         norm: norm by name or mapping; None for none.
         norm_first: norm on the map before pooling (official PoolFormer), else on the pooled vector (timm, CAFormer).
-        pool: "avg", "max", "token" (first token, where the backbone has a class token) or "" (no pooling).
+        pool: "avg", "max", "token" (first token, where the backbone has a class token), "middle_token" (the one behind
+            half of the others) or "" (no pooling).
         dropout: probability before the classifier.
     """
 
@@ -66,6 +67,8 @@ class Head(nn.Module):
             x = x.amax(axes)
         elif self.pool == "token":
             x = x[:, 0]
+        elif self.pool == "middle_token":
+            x = x[:, (x.shape[1] - 1) // 2]
         if self.norm is not None and not self.norm_first and self.pool:
             x = self.norm(x)
         if self.dropout and self.training:

@@ -6,7 +6,7 @@ Axis letters: B batch, H height, W width, N tokens, C channels, K classes.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from timm.layers import calculate_drop_path_rates, resample_abs_pos_embed, trunc_normal_
@@ -41,7 +41,8 @@ class IsotropicConfig:
         stem: what makes the grid from the image; None for a linear patch embedding.
         position: "learned" adds a position table, resized bicubically to other grids; "none" does not.
         class_token: prepend a class token. The mixers then see a sequence `(B, 1 + N, C)`, not a grid; those with an
-            option `class_token` that is on are built for the grid without it.
+            option `class_token` that is on are built for the grid without it. "middle" puts it between the two halves
+            of the patches, the first being the shorter one: Vision Mamba (2024), arXiv:2401.09417.
         head: classification head.
         image_size: one number or [H, W]; fixes the grid of mixers that need it.
         in_chans: channels of the image.
@@ -61,7 +62,7 @@ class IsotropicConfig:
     patch_size: int = 16
     stem: Any = None
     position: str = "none"
-    class_token: bool = False
+    class_token: bool | Literal["middle"] = False
     head: Any = field(default_factory=lambda: {"name": "linear", "norm_first": True})
     image_size: int | list[int] = 224
     in_chans: int = 3
@@ -91,7 +92,7 @@ class Isotropic(VisionBackbone):
         self.stem = STEMS.build(config.stem or patch, config.in_chans, dim, key=f"{key}.stem")
         self.grid: Grid = self.stem.out_size(size, key=f"{key}.image_size")
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.class_token else None
-        tokens = self.grid[0] * self.grid[1] + int(config.class_token)
+        tokens = self.grid[0] * self.grid[1] + int(bool(config.class_token))
         self.position = nn.Parameter(torch.zeros(1, tokens, dim)) if config.position == "learned" else None
 
         pattern = config.mixer if isinstance(config.mixer, (list, tuple)) else [config.mixer]
@@ -106,6 +107,8 @@ class Isotropic(VisionBackbone):
             name, options = check_mixer(mixers[i], key=path)
             NORMS.check(norms[i], key=f"{key}.norm")
             knows_token = config.class_token and options.get("class_token", False)
+            if knows_token and config.class_token == "middle":
+                raise ConfigError(f'{path}.class_token: the mixer "{name}" expects it first; use class_token=true.')
             grid = self.grid if knows_token else mixer_grid
             mixer = create_mixer(name, dim, grid=grid, layer_index=i, key=path, **options)
             if len(mixer_grid) not in mixer.axes:
@@ -134,7 +137,8 @@ class Isotropic(VisionBackbone):
         self.num_features = self.head_hidden_size = dim
         head = config.head
         if config.class_token:  # the class token carries the class, unless the config says otherwise
-            head = {"pool": "token", **({"name": head} if isinstance(head, str) else head)}
+            pool = "middle_token" if config.class_token == "middle" else "token"
+            head = {"pool": pool, **({"name": head} if isinstance(head, str) else head)}
         self.head = HEADS.build(head, dim, config.num_classes, key=f"{key}.head")
         self.init_weights()
         if self.position is not None:
@@ -153,8 +157,15 @@ class Isotropic(VisionBackbone):
             )
         if self.class_token is None:
             return x if position is None else x + position.view(1, height, width, dim)
-        x = torch.cat([self.class_token.expand(batch, -1, -1), x.reshape(batch, height * width, dim)], dim=1)
-        return x if position is None else x + position
+        token, x = self.class_token, x.reshape(batch, height * width, dim)
+        if position is not None:  # the first entry is that of the class token, wherever this stands
+            token, x = token + position[:, :1], x + position[:, 1:]
+        at = self.token_index(x.shape[1])
+        return torch.cat([x[:, :at], token.expand(batch, -1, -1), x[:, at:]], dim=1)
+
+    def token_index(self, patches: int) -> int:
+        """Where the class token stands in a sequence of so many patches."""
+        return patches // 2 if self.config.class_token == "middle" else 0
 
     def stage_forward(self, index: int, x: Tensor, carried: list[Tensor]) -> Tensor:
         return self.run_blocks(self.stages[index].blocks, x)
@@ -169,7 +180,9 @@ class Isotropic(VisionBackbone):
         if self.class_token is None:
             return self.map_of(x)
         height, width = self.stem.out_size(image_size)
-        return x[:, 1:].reshape(x.shape[0], height, width, -1).permute(0, 3, 1, 2)
+        at = self.token_index(height * width)
+        patches = torch.cat([x[:, :at], x[:, at + 1 :]], dim=1) if at else x[:, 1:]
+        return patches.reshape(x.shape[0], height, width, -1).permute(0, 3, 1, 2)
 
     def mixers_with_grids(self, image_size: int | tuple[int, int]) -> list[tuple[Mixer, Grid]]:
         height, width = self.stem.out_size(check_image_size(image_size, key="image_size"))

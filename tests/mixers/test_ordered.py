@@ -232,5 +232,5 @@ def test_separate_paths_train_and_compile(merge):
 def test_separate_paths_need_several():
     with pytest.raises(ConfigError, match=r"mixer.separate_paths: it needs several paths; the order 'column' has one"):
         create_mixer("mamba", 8, order="column", separate_paths=True)
-    with pytest.raises(ConfigError, match="m.separate_paths: it has no effect without m.order"):
+    with pytest.raises(ConfigError, match=r"m.separate_paths: it has no effect without m.order"):
         check_mixer({"name": "mamba", "separate_paths": True}, key="m")

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from mixerzoo.errors import ConfigError
 from mixerzoo.mixers import create_mixer
-from mixerzoo.models import create_model, model_config
+from mixerzoo.models import create_model, model_config, resize_grid
 from mixerzoo.models.blocks import BLOCKS
 from mixerzoo.models.checkpoint import LAYOUTS
 from mixerzoo.models.conversion_ssm import convert_vmamba
@@ -184,3 +184,79 @@ def test_block_of_vmamba_equals_official() -> None:
 def test_mistakes_of_the_stem(stem: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         create_model("vmamba_tiny", stem={"name": "conv_stack", **stem})
+
+
+# -- Vision Mamba
+
+
+def vim_shapes(dim: int, depth: int, patches: int = 196, classes: int = 1000, patch: int = 16) -> Shapes:
+    """Names and shapes of the official `VisionMamba`, bimamba v2, with a class token."""
+    inner, rank = 2 * dim, math.ceil(dim / 16)
+    shapes = {"cls_token": (1, 1, dim), "pos_embed": (1, patches + 1, dim), "norm_f.weight": (dim,)}
+    shapes |= {"patch_embed.proj.weight": (dim, 3, patch, patch), "patch_embed.proj.bias": (dim,)}
+    shapes |= linear("head", dim, classes)
+    for i in range(depth):
+        m = f"layers.{i}.mixer"
+        shapes |= {f"layers.{i}.norm.weight": (dim,), f"{m}.in_proj.weight": (2 * inner, dim)}
+        shapes |= {f"{m}.out_proj.weight": (dim, inner)}
+        for b in ("", "_b"):
+            shapes |= linear(f"{m}.dt_proj{b}", rank, inner)
+            shapes |= {f"{m}.conv1d{b}.weight": (inner, 1, 4), f"{m}.conv1d{b}.bias": (inner,)}
+            shapes |= {f"{m}.x_proj{b}.weight": (rank + 32, inner), f"{m}.D{b}": (inner,)}
+            shapes |= {f"{m}.A{b}_log": (inner, 16)}
+    return shapes
+
+
+OFFICIAL["vim_tiny"] = (vim_shapes(192, 24), 7_148_008, 7.15)
+OFFICIAL["vim_small"] = (vim_shapes(384, 24), 25_796_584, 25.80)
+
+
+def official_vim(w: dict[str, Tensor], image: Tensor, depth: int) -> Tensor:
+    def rms(x: Tensor, weight: Tensor) -> Tensor:
+        return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight
+
+    patch = w["patch_embed.proj.weight"].shape[-1]
+    x = F.conv2d(image, w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], patch).flatten(2).mT
+    middle = x.shape[1] // 2
+    x = torch.cat([x[:, :middle], w["cls_token"].expand(len(x), 1, -1), x[:, middle:]], 1) + w["pos_embed"]
+    for i in range(depth):
+        m = f"layers.{i}.mixer"
+        tokens, z = F.linear(rms(x, w[f"layers.{i}.norm.weight"]), w[f"{m}.in_proj.weight"]).chunk(2, -1)
+        total = torch.zeros_like(tokens)
+        for b in ("", "_b"):
+            u = (tokens.flip(1) if b else tokens).mT
+            u = F.conv1d(F.pad(u, (3, 0)), w[f"{m}.conv1d{b}.weight"], w[f"{m}.conv1d{b}.bias"], groups=u.shape[1])
+            u = F.silu(u).mT
+            rank = w[f"{m}.dt_proj{b}.weight"].shape[1]
+            r, keys, queries = F.linear(u, w[f"{m}.x_proj{b}.weight"]).split((rank, 16, 16), -1)
+            delta = F.softplus(F.linear(r, w[f"{m}.dt_proj{b}.weight"], w[f"{m}.dt_proj{b}.bias"]))
+            y = recurrence(u, delta, -w[f"{m}.A{b}_log"].exp(), keys, queries, w[f"{m}.D{b}"])
+            total = total + (y.flip(1) if b else y) * F.silu(z)
+        x = x + F.linear(total / 2, w[f"{m}.out_proj.weight"])
+    return F.linear(rms(x, w["norm_f.weight"])[:, middle], w["head.weight"], w["head.bias"])
+
+
+def test_official_checkpoint_of_vim(tmp_path) -> None:
+    state = random_state(vim_shapes(16, 3, 15, classes=7, patch=4))
+    torch.save({"model": state}, tmp_path / "official.pth")
+    changes: dict[str, Any] = {"dim": 16, "depth": 3, "patch_size": 4, "image_size": [12, 20]}
+    model = create_model("vim_tiny", checkpoint=tmp_path / "official.pth", num_classes=7, **changes).eval()
+    x = torch.randn(2, 3, 12, 20)
+    with torch.no_grad():
+        assert relative_error(model(x), official_vim(state, x, 3)) < 1e-5
+        last, maps = model.forward_intermediates(x)
+        assert [m.shape for m in maps] == [(2, 16, 3, 5)] * 3
+        patches = torch.cat([last[:, :7], last[:, 8:]], 1)  # without the class token, which stands behind seven
+        assert torch.equal(maps[-1], patches.mT.unflatten(2, (3, 5)))
+
+
+def test_the_middle_token_on_other_sizes() -> None:
+    torch.manual_seed(0)
+    model = create_model("vim_tiny", dim=16, depth=2, patch_size=4, image_size=16, num_classes=3).eval()
+    x = torch.randn(2, 3, 16, 24)
+    logits = model(x)
+    assert logits.isfinite().all()
+    resized = resize_grid(model, (16, 24))
+    torch.testing.assert_close(resized(x), logits)  # the position table is interpolated in either case
+    with pytest.raises(ConfigError, match="expects it first"):
+        create_model("sparsifiner_deit_small", class_token="middle")
