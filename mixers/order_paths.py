@@ -9,6 +9,7 @@ is one frame, one of rank 1 one row of it. They run once for each grid; nothing 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -116,17 +117,48 @@ def atrous(base: Tensor, *, size: int = 4, rate: int = 1, joined: bool = False) 
     for axis, length in ((1, frames.shape[1]), (2, frames.shape[2])):
         position = torch.arange(length).view([-1 if i == axis else 1 for i in range(3)])
         window = window * rate + position % rate
-    # windows get consecutive numbers, and so do the tokens of each
-    order = torch.argsort((window * side + place).flatten(), stable=True)
-    tokens = frames.flatten()[order]
-    if joined:
-        return [_whole(tokens)]
+    tokens = frames.flatten()[torch.argsort((window * side + place).flatten(), stable=True)]
+    return [_whole(tokens)] if joined else [_by_window(frames, window, place)]
+
+
+def _by_window(base: Tensor, window: Tensor, place: Tensor) -> Path:
+    """A sequence for each window, from the number of the window and the place in it of every token of the grid."""
+    order = torch.argsort((window * (int(place.max()) + 1) + place).flatten(), stable=True)
+    tokens = base.flatten()[order]
     _, counts = torch.unique_consecutive(window.flatten()[order], return_counts=True)
     row = torch.repeat_interleave(torch.arange(len(counts)), counts)
     within = torch.arange(len(tokens)) - (counts.cumsum(0) - counts)[row]
     path = torch.full((len(counts), int(counts.max())), -1)
     path[row, within] = tokens
-    return [path]
+    return path
+
+
+@PATHS.register("window")
+def window(
+    base: Tensor, *, size: Sequence[int] = (4, 4, 4), layer_index: int = 0, shift: bool | None = None
+) -> list[Path]:
+    """Boxes of neighbouring tokens, a sequence for each; in every second layer moved by half a box.
+
+    The windows of Swin, in three axes: Video Swin (2021), arXiv:2106.13230. Moved windows are cut off at the border, by
+    which no token sees one that is not its neighbour, as the mask of Swin's cyclic shift has it.
+
+    Args:
+        base: the grid.
+        size: tokens of a box in each axis (T, H, W); on grids of lower rank the first ones mean nothing.
+        layer_index: position in the model, filled in.
+        shift: whether boxes are moved, in place of every second layer's.
+    """
+    if len(size) != 3 or min(size) < 1:
+        raise ConfigError(f"order.size: {list(size)} are not three positive numbers of tokens.")
+    moved = layer_index % 2 == 1 if shift is None else shift
+    frames = _frames(base)
+    number, place = torch.zeros_like(frames), torch.zeros_like(frames)
+    for axis, (length, side) in enumerate(zip(frames.shape, size, strict=True)):
+        offset = side // 2 if moved and length > side else 0  # one box that holds all stays whole
+        position = torch.arange(length).view([-1 if i == axis else 1 for i in range(3)]) + offset
+        number = number * (length // side + 2) + position // side
+        place = place * side + position % side
+    return [_by_window(frames, number, place)]
 
 
 def _hilbert_curve(start: complex, a: complex, long: int, b: complex, wide: int) -> list[complex]:
@@ -176,16 +208,24 @@ def random(base: Tensor, *, seed: int = 0) -> list[Path]:
 
 
 @PATHS.register("frame_interleaved")
-def frame_interleaved(base: Tensor, *, columns: bool = False) -> list[Path]:
+def frame_interleaved(base: Tensor, *, columns: bool = False, as_frames: bool = False) -> list[Path]:
     """Pixel by pixel, of each pixel all frames one after another. VFIMamba (2024), arXiv:2407.02315.
 
     Args:
         base: the grid, of rank 3.
         columns: the pixels column by column, not row by row.
+        as_frames: where VFIMamba's code puts the results of its scans by columns: it turns the sequence as if it were
+            T frames one after another, and reads that as the sequence of pixels by rows. Needs `columns`.
     """
     if base.ndim != 3:
         raise ConfigError(f"order: frame_interleaved needs a grid of frames (T, H, W), not {tuple(base.shape)}.")
-    return [_whole(base.permute(2, 1, 0) if columns else base.permute(1, 2, 0))]
+    if as_frames and not columns:
+        raise ConfigError("order.as_frames: it has no effect without columns=true.")
+    rows = base.permute(1, 2, 0)
+    if as_frames:
+        frames, height, width = base.shape
+        return [_whole(rows.reshape(frames, height, width).transpose(1, 2))]
+    return [_whole(base.permute(2, 1, 0) if columns else rows)]
 
 
 @PATHS.register("rotary_major")

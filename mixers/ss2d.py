@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..errors import ConfigError
 from ..kernels.selective_scan import selective_scan
-from .base import Mixer
+from .base import Grid, Mixer
 from .orders import Order
 from .recurrent import log_uniform_dt_bias
 
@@ -122,6 +122,14 @@ class SS2D(Mixer, name="ss2d"):
     def no_weight_decay(self) -> set[str]:
         return super().no_weight_decay() | {"A_log", "D", "dt_bias"}
 
+    def convolve(self, u: Tensor) -> Tensor:
+        """The depthwise convolution of `(B, H, W, E)`."""
+        return u if self.conv2d is None else self.conv2d(u.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def put_back(self, y: Tensor, grid: Grid) -> Tensor:
+        """The paths' results `(B, K, L, E)` on the grid, added."""
+        return self.order.merge(y, grid)
+
     def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
         self.refuse_mask(mask)
         grid = self.check_grid(x)
@@ -129,9 +137,7 @@ class SS2D(Mixer, name="ss2d"):
         z = None
         if self.gate:
             u, z = u.chunk(2, -1)
-        if self.conv2d is not None:
-            u = self.conv2d(u.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        paths = self.order.scan(F.silu(u))  # (B, K, L, E)
+        paths = self.order.scan(F.silu(self.convolve(u)))  # (B, K, L, E)
         low = torch.einsum("bkle,kre->bklr", paths, self.x_proj.to(paths.dtype))
         r, b, c = low.split((self.dt_rank, self.d_state, self.d_state), -1)
         delta = torch.einsum("bklr,ker->bkle", r, self.dt_proj.to(r.dtype))
@@ -147,7 +153,7 @@ class SS2D(Mixer, name="ss2d"):
             delta_softplus=True,
         )
         assert isinstance(y, Tensor)
-        y = self.order.merge(y.unflatten(2, (_PATHS, -1)).transpose(1, 2), grid)
+        y = self.put_back(y.unflatten(2, (_PATHS, -1)).transpose(1, 2), grid)
         y = self.norm(y.to(self.norm.weight.dtype))
         return self.out_proj(y if z is None else y * F.silu(z))
 

@@ -11,6 +11,7 @@ from . import (
     mobile_parts,
     timm_interop,
     token_pruning,
+    video_parts,
 )
 from .checkpoint import load_into, read_state_dict, save_model
 from .generation import generate, pad_prompts
@@ -39,4 +40,5 @@ __all__ = [
     "save_model",
     "timm_interop",
     "token_pruning",
+    "video_parts",
 ]

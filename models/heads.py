@@ -1,20 +1,22 @@
-"""Classification heads: pooling over the grid, norm, classifier.
+"""Heads: pooling over the grid, norm, classifier; and a decoder for a value at every pixel.
 
-Axis letters: B batch, C channels, K classes; `*grid` is (N,) or (H, W).
+Axis letters: B batch, T frames, H height, W width, C channels, K classes; `*grid` is (N,), (H, W) or (T, H, W).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import unknown
+from ..errors import ConfigError, unknown
 from ..schema import Parts
 from .norms import ACTIVATIONS, NORMS
+from .stems import ConvStem
 
-HEADS = Parts("head", reserved=("class_token",))
+HEADS = Parts("head", reserved=("dims", "stride", "frames"))
 POOLS = ("avg", "max", "token", "middle_token", "")
 
 
@@ -135,3 +137,107 @@ class MlpHead(Head):
 
     def classify(self, x: Tensor) -> Tensor:
         return self.fc(self.fc_norm(self.act(self.fc1(x))))
+
+
+@HEADS.register("upsample")
+class UpsampleHead(Head):
+    """A decoder that gives K values at every pixel, from the maps of all stages (dense prediction).
+
+    From the last stage to the first: `x <- gelu(norm(conv3x3(linear(map) + enlarge(x))))`, bilinear; then
+    `stride x stride` pixels out of every token (a linear layer and a pixel shuffle, arXiv:1609.05158), a convolution at
+    full size, and the classifier. The top-down path is that of feature pyramids (2016), arXiv:1612.03144. The frames of
+    a clip are joined at every stage, as in change detection with a shared encoder (2018), arXiv:1810.08462.
+
+    Args:
+        dim: channels of the last map.
+        num_classes: K.
+        dims: channels of the maps, filled in.
+        stride: pixels of a token of the first map, filled in.
+        frames: T, for clips; filled in.
+        width: channels inside of the decoder.
+        join: frames are joined by their channels ("concat"), or as the absolute differences of each and the one
+            before it ("difference"), which sees only what changes.
+        norm: norm by name or mapping.
+        dropout: probability before the classifier.
+
+    Raises:
+        ConfigError: a width that is not positive, or differences of something that is not a clip.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        *,
+        dims: Sequence[int],
+        stride: int,
+        frames: int | None,
+        width: int = 32,
+        join: Literal["concat", "difference"] = "concat",
+        norm: Any = "layer_norm",
+        dropout: float = 0.0,
+    ) -> None:
+        if width < 1:
+            raise ConfigError(f"head.width: {width} is not positive.")
+        if join == "difference" and (frames or 1) < 2:
+            raise ConfigError("head.join: differences need a clip of at least two frames.")
+        self.maps, self.join, self.width, self.stride = len(dims), join, width, stride
+        super().__init__(dim, num_classes, norm=None, norm_first=False, pool="", dropout=dropout)
+        times = (frames or 1) - (join == "difference")
+
+        def conv() -> nn.Module:
+            return ConvStem(width, width, kernel_size=3, stride=1, padding=1, norm=norm)
+
+        self.lateral = nn.ModuleList(nn.Linear(times * d, width) for d in dims)
+        self.fuse = nn.ModuleList(conv() for _ in dims)
+        self.expand = nn.Linear(width, width * stride**2) if stride > 1 else nn.Identity()
+        self.refine = conv()
+
+    def set_pool(self, pool: str) -> None:
+        if pool:
+            raise ConfigError(f'head.pool: "{pool}" is impossible, the head "upsample" keeps the grid.')
+        self.pool = pool
+
+    def reset(self, num_classes: int) -> None:
+        self.fc = nn.Linear(self.width, num_classes) if num_classes > 0 else nn.Identity()
+
+    def classify(self, x: Tensor) -> Tensor:
+        return self.fc(x)
+
+    def _joined(self, x: Tensor) -> Tensor:
+        if x.ndim == 4:
+            return x
+        if self.join == "difference":
+            x = (x[:, 1:] - x[:, :-1]).abs()
+        return x.movedim(1, -2).flatten(-2)
+
+    @staticmethod
+    def _resized(x: Tensor, size: Sequence[int]) -> Tensor:
+        if tuple(x.shape[1:3]) == tuple(size):
+            return x
+        resized = F.interpolate(x.permute(0, 3, 1, 2), size=tuple(size), mode="bilinear", align_corners=False)
+        return resized.permute(0, 2, 3, 1)
+
+    def decode(self, maps: Sequence[Tensor], size: Sequence[int], pre_logits: bool = False) -> Tensor:
+        """Maps `(B, H_i, W_i, C_i)` or `(B, T, H_i, W_i, C_i)`, first stage first, to `(B, H, W, K)`.
+
+        Args:
+            maps: of the stages.
+            size: (H, W) of the image.
+            pre_logits: give the features `(B, H, W, width)`.
+        """
+        x = None
+        for source, lateral, fuse in zip(reversed(maps), reversed(self.lateral), reversed(self.fuse), strict=True):
+            y = lateral(self._joined(source))
+            x = F.gelu(fuse(y if x is None else y + self._resized(x, y.shape[1:3])))
+        assert x is not None
+        x = self.expand(x)
+        if self.stride > 1:
+            x = F.pixel_shuffle(x.permute(0, 3, 1, 2), self.stride).permute(0, 2, 3, 1)
+        x = F.gelu(self.refine(self._resized(x, size)))
+        if self.dropout and self.training:
+            x = F.dropout(x, self.dropout)
+        return x if pre_logits else self.classify(x)
+
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        raise ConfigError('head: "upsample" reads the maps of all stages; call the model, or head.decode.')

@@ -1,10 +1,11 @@
 """The isotropic vision backbone: patches, then N equal blocks on one grid.
 
-Axis letters: B batch, H height, W width, N tokens, C channels, K classes.
+Axis letters: B batch, T frames, H height, W width, N tokens, C channels, K classes.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -45,6 +46,7 @@ class IsotropicConfig:
             of the patches, the first being the shorter one: Vision Mamba (2024), arXiv:2401.09417.
         head: classification head.
         image_size: one number or [H, W]; fixes the grid of mixers that need it.
+        frames: T, for clips: the blocks see the grid (T, H, W) of all frames' patches. None for images.
         in_chans: channels of the image.
         num_classes: classes K; 0 for no classifier.
         drop_path: stochastic depth of the last block; earlier blocks have proportionally less.
@@ -65,6 +67,7 @@ class IsotropicConfig:
     class_token: bool | Literal["middle"] = False
     head: Any = field(default_factory=lambda: {"name": "linear", "norm_first": True})
     image_size: int | list[int] = 224
+    frames: int | None = None
     in_chans: int = 3
     num_classes: int = 1000
     drop_path: float = 0.0
@@ -90,9 +93,11 @@ class Isotropic(VisionBackbone):
         size = check_image_size(config.image_size, key=f"{key}.image_size")
         patch = {"name": "conv", "kernel_size": config.patch_size, "stride": config.patch_size, "padding": 0}
         self.stem = STEMS.build(config.stem or patch, config.in_chans, dim, key=f"{key}.stem")
-        self.grid: Grid = self.stem.out_size(size, key=f"{key}.image_size")
+        if config.frames is not None and config.class_token:
+            raise ConfigError(f"{key}.frames: clips are grids of tokens; they need class_token=false.")
+        self.grid: Grid = self.grid_of(size, key=f"{key}.image_size")
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.class_token else None
-        tokens = self.grid[0] * self.grid[1] + int(bool(config.class_token))
+        tokens = math.prod(self.grid) + int(bool(config.class_token))
         self.position = nn.Parameter(torch.zeros(1, tokens, dim)) if config.position == "learned" else None
 
         pattern = config.mixer if isinstance(config.mixer, (list, tuple)) else [config.mixer]
@@ -139,22 +144,42 @@ class Isotropic(VisionBackbone):
         if config.class_token:  # the class token carries the class, unless the config says otherwise
             pool = "middle_token" if config.class_token == "middle" else "token"
             head = {"pool": pool, **({"name": head} if isinstance(head, str) else head)}
-        self.head = HEADS.build(head, dim, config.num_classes, key=f"{key}.head")
+        filled_in: Any = {"dims": [dim], "stride": self.stem.stride, "frames": config.frames}
+        self.head = HEADS.build(head, dim, config.num_classes, key=f"{key}.head", **filled_in)
         self.init_weights()
         if self.position is not None:
             trunc_normal_(self.position, std=0.02)
         if self.class_token is not None:
             nn.init.normal_(self.class_token, std=1e-6)
 
+    def grid_of(self, size: tuple[int, int], *, key: str = "image_size") -> Grid:
+        """The grid of tokens for images of a size."""
+        plane = self.stem.out_size(size, key=key)
+        return plane if self.config.frames is None else (self.config.frames, *plane)
+
+    def resized_position(self, grid: Grid) -> Tensor | None:
+        """The position table `(1, N, C)` for a grid, interpolated where that is not the model's; frames stay apart."""
+        if self.position is None or tuple(grid) == tuple(self.grid):
+            return self.position
+        if len(grid) == 2:
+            prefix = int(self.class_token is not None)
+            return resample_abs_pos_embed(
+                self.position, new_size=list(grid), old_size=list(self.grid), num_prefix_tokens=prefix
+            )
+        frames = self.position.unflatten(1, (grid[0], -1)).transpose(1, 2).flatten(2)  # (1, H W, T C)
+        new, old = list(grid[1:]), list(self.grid[1:])
+        frames = resample_abs_pos_embed(frames, new_size=new, old_size=old, num_prefix_tokens=0)
+        return frames.unflatten(2, (grid[0], -1)).transpose(1, 2).flatten(1, 2)
+
     def embed(self, x: Tensor) -> Tensor:
+        if self.config.frames is not None:
+            x = x.transpose(1, 2)
+            x = self.stem(x.flatten(0, 1).permute(0, 2, 3, 1)).unflatten(0, x.shape[:2])
+            position = self.resized_position(tuple(x.shape[1:-1]))
+            return x if position is None else x + position.view(1, *x.shape[1:])
         x = self.stem(x.permute(0, 2, 3, 1))
         batch, height, width, dim = x.shape
-        prefix = int(self.class_token is not None)
-        position = self.position
-        if position is not None and (height, width) != self.grid:
-            position = resample_abs_pos_embed(
-                position, new_size=[height, width], old_size=list(self.grid), num_prefix_tokens=prefix
-            )
+        position = self.resized_position((height, width))
         if self.class_token is None:
             return x if position is None else x + position.view(1, height, width, dim)
         token, x = self.class_token, x.reshape(batch, height * width, dim)
@@ -185,7 +210,7 @@ class Isotropic(VisionBackbone):
         return patches.reshape(x.shape[0], height, width, -1).permute(0, 3, 1, 2)
 
     def mixers_with_grids(self, image_size: int | tuple[int, int]) -> list[tuple[Mixer, Grid]]:
-        height, width = self.stem.out_size(check_image_size(image_size, key="image_size"))
-        whole = (height * width + 1,) if self.class_token is not None else (height, width)
+        grid = self.grid_of(check_image_size(image_size, key="image_size"))
+        whole = (math.prod(grid) + 1,) if self.class_token is not None else grid
         mixers = outer_mixers(self.stages)
-        return [(m, (height, width) if getattr(m, "class_token", False) else whole) for m in mixers]
+        return [(m, grid if getattr(m, "class_token", False) else whole) for m in mixers]

@@ -1,6 +1,6 @@
 """The vision pyramid: stages of equal blocks with downsampling between them.
 
-Axis letters: B batch, H height, W width, C channels, K classes.
+Axis letters: B batch, T frames, H height, W width, C channels, K classes.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class PyramidConfig:
         fusion: what joins the result of a stage's blocks with what entered them, per stage; None for nothing.
         head: classification head.
         image_size: one number or [H, W]; fixes the grids of mixers that need them.
+        frames: T, for clips; every frame is encoded for itself, and the head joins them. None for images.
         in_chans: channels of the image.
         num_classes: classes K; 0 for no classifier.
         drop_path: stochastic depth of the last block; earlier blocks have proportionally less.
@@ -65,6 +66,7 @@ class PyramidConfig:
     fusion: Any = None
     head: Any = "linear"
     image_size: int | list[int] = 224
+    frames: int | None = None
     in_chans: int = 3
     num_classes: int = 1000
     drop_path: float = 0.0
@@ -155,12 +157,18 @@ class Pyramid(VisionBackbone):
         self.shortcut = None
         if config.shortcut is not None:
             self.shortcut = SHORTCUTS.build(config.shortcut, list(config.dims), key=f"{key}.shortcut")
-        self.head = HEADS.build(config.head, width, config.num_classes, key=f"{key}.head")
+        filled_in: Any = {"dims": list(config.dims), "stride": self.stem.stride, "frames": config.frames}
+        self.head = HEADS.build(config.head, width, config.num_classes, key=f"{key}.head", **filled_in)
         self.num_features, self.head_hidden_size = width, self.head.dim
         self.init_weights()
 
     def embed(self, x: Tensor) -> Tensor:
+        if self.config.frames is not None:
+            x = x.transpose(1, 2).flatten(0, 1)  # frames are images of their own
         return self.stem(x.permute(0, 2, 3, 1))
+
+    def map_of(self, x: Tensor) -> Tensor:
+        return super().map_of(x if self.config.frames is None else x.unflatten(0, (-1, self.config.frames)))
 
     def stage_forward(self, index: int, x: Tensor, carried: list[Tensor]) -> Tensor:
         stage = self.stages[index]

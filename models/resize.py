@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from timm.layers import resample_abs_pos_embed
 from torch import nn
 
 from ..errors import ConfigError
@@ -34,13 +33,11 @@ def resize_grid(model: nn.Module, image_size: int | tuple[int, int] | list[int])
     for mixer, grid in model.mixers_with_grids((height, width)):
         mixer.resize_grid(grid)
     if isinstance(model, Isotropic):
-        old, new = model.grid, model.stem.out_size((height, width))
-        if model.position is not None and old != new:
-            prefix = int(model.class_token is not None)
-            model.position = nn.Parameter(
-                resample_abs_pos_embed(model.position, list(new), list(old), num_prefix_tokens=prefix)
-            )
-        model.grid = new
+        grid = model.grid_of((height, width))
+        position = model.resized_position(grid)
+        if position is not model.position and position is not None:
+            model.position = nn.Parameter(position)
+        model.grid = grid
     size = height if height == width else [height, width]
     model.config.image_size = size
     if isinstance(getattr(model, "model_config", None), dict):

@@ -1,6 +1,6 @@
 """What the vision backbones share: timm's conventions around stages of blocks.
 
-Axis letters: B batch, H height, W width, C channels, K classes.
+Axis letters: B batch, T frames, H height, W width, C channels, K classes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..mixers import Grid, Mixer
 from .blocks import init_weights, no_weight_decay
-from .heads import Head
+from .heads import Head, UpsampleHead
 
 
 def check_image_size(size: Any, *, key: str) -> tuple[int, int]:
@@ -41,7 +41,10 @@ def per_stage(value: Any, stages: int, *, key: str) -> list[Any]:
 
 
 class VisionBackbone(nn.Module):
-    """Base of the image models. Maps `(B, C_in, H, W)` to logits `(B, K)`; channels-last inside.
+    """Base of the models of images and clips. Maps `(B, C_in, H, W)` to logits `(B, K)`; channels-last inside.
+
+    With `frames` in its configuration a model takes clips `(B, C_in, T, H, W)`, and its maps have the axis T too.
+    With a head for dense prediction it gives `(B, K, H, W)`.
 
     Follows timm: `forward_features`, `forward_head`, `forward_intermediates`, `reset_classifier`, `get_classifier`,
     `num_features`, `feature_info`, `set_grad_checkpointing`, `no_weight_decay`. A subclass gives `embed`,
@@ -54,6 +57,8 @@ class VisionBackbone(nn.Module):
 
     def __init__(self, config: Any) -> None:
         super().__init__()
+        if config.frames is not None and config.frames < 1:
+            raise ConfigError(f"model.frames: {config.frames} is not a number of frames.")
         self.config = config
         self.num_classes: int = config.num_classes
         self.in_chans: int = config.in_chans
@@ -76,8 +81,8 @@ class VisionBackbone(nn.Module):
         raise NotImplementedError
 
     def map_of(self, x: Tensor) -> Tensor:
-        """Tokens as a map `(B, C, H, W)`."""
-        return x.permute(0, 3, 1, 2)
+        """Tokens as a map `(B, C, H, W)`, of a clip `(B, C, T, H, W)`."""
+        return x.movedim(-1, 1)
 
     def finish(self, x: Tensor) -> Tensor:
         """What stands after the last stage and before the head."""
@@ -98,15 +103,26 @@ class VisionBackbone(nn.Module):
 
     def tokens(self, x: Tensor) -> Tensor:
         """Images `(B, C_in, H, W)` to the last tokens, channels last."""
-        if x.ndim != 4 or x.shape[1] != self.in_chans:
-            raise ConfigError(
-                f"images must have the shape (batch, {self.in_chans}, height, width), not {tuple(x.shape)}."
-            )
-        x = self.embed(x)
+        x = self.embed(self.checked(x))
         carried: list[Tensor] = []
         for i in range(len(self.stages)):
             x = self.stage_forward(i, x, carried)
         return self.finish(x)
+
+    def checked(self, x: Tensor) -> Tensor:
+        """The images or clips that came in.
+
+        Raises:
+            ConfigError: another shape.
+        """
+        frames = self.config.frames
+        known = [self.in_chans] if frames is None else [self.in_chans, frames]
+        if x.ndim != len(known) + 3 or list(x.shape[1:-2]) != known:
+            kind, axis = ("images", "") if frames is None else ("clips", f"{frames}, ")
+            raise ConfigError(
+                f"{kind} must have the shape (batch, {self.in_chans}, {axis}height, width), not {tuple(x.shape)}."
+            )
+        return x
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The last map, `(B, C, H, W)`; tokens `(B, N, C)` where there is a class token."""
@@ -114,14 +130,18 @@ class VisionBackbone(nn.Module):
 
     def unmap(self, x: Tensor) -> Tensor:
         """Inverse of `map_of`."""
-        return x.permute(0, 2, 3, 1)
+        return x.movedim(1, -1)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """What `forward_features` gives, to logits `(B, K)` or, with `pre_logits`, to features `(B, C)`."""
         y = self.head(self.unmap(x), pre_logits=pre_logits)
-        return y.permute(0, 3, 1, 2) if y.ndim == 4 else y
+        return y.movedim(-1, 1) if y.ndim > 3 else y
 
     def forward(self, x: Tensor) -> Tensor:
+        head: Any = self.head
+        if isinstance(head, UpsampleHead):
+            maps: Any = self.forward_intermediates(x, head.maps, intermediates_only=True, output_fmt="NHWC")
+            return head.decode(maps, x.shape[-2:]).permute(0, 3, 1, 2)
         return self.forward_head(self.forward_features(x))
 
     def forward_intermediates(
@@ -140,21 +160,21 @@ class VisionBackbone(nn.Module):
             indices: stage indices, or a number of last stages.
             norm: apply what stands after the last stage to each map.
             stop_early: leave out the stages after the last index.
-            output_fmt: "NCHW" or "NHWC".
+            output_fmt: "NCHW" or "NHWC", with T before H for clips.
             intermediates_only: return the list alone.
         """
         if output_fmt not in ("NCHW", "NHWC"):
             raise ConfigError(f'output_fmt="{output_fmt}" is not known. Allowed: NCHW, NHWC.')
         take, last = feature_take_indices(len(self.stages), indices)
         shown: list[Tensor] = []
-        size = (x.shape[2], x.shape[3])
+        size = (x.shape[-2], x.shape[-1])
         carried: list[Tensor] = []
-        x = self.embed(x)
+        x = self.embed(self.checked(x))
         for i in range(len(self.stages) if not stop_early else last + 1):
             x = self.stage_forward(i, x, carried)
             if i in take:
                 y = self.map_without_token(self.finish(x) if norm else x, size)
-                shown.append(y if output_fmt == "NCHW" else y.permute(0, 2, 3, 1))
+                shown.append(y if output_fmt == "NCHW" else y.movedim(1, -1))
         return shown if intermediates_only else (self.map_of(self.finish(x)), shown)
 
     def map_without_token(self, x: Tensor, image_size: tuple[int, int]) -> Tensor:

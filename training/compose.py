@@ -25,7 +25,7 @@ from .config import CONFIGS, RunConfig, parse
 
 GROUPS = ("model", "mixer", "task", "optimizer")
 # Entries of a model that the data decide. A model file gives native values only; what a user says must agree.
-FROM_DATA = ("num_classes", "in_chans", "image_size", "vocab_size", "sequence_length", "objective")
+FROM_DATA = ("num_classes", "in_chans", "image_size", "frames", "vocab_size", "sequence_length", "objective")
 
 # The choice of `mixer=` that stands for null, the model's own: Hydra cannot sweep over null.
 OWN = "own"
