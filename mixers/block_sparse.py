@@ -16,8 +16,9 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..kernels import block_sparse_attention, blocks_of_mask
 from .block_selection import SELECTORS, Tiles, pool_blocks
-from .cached_attention import CachedAttention, doubled, lengthened
+from .cached_attention import CachedAttention, appended, doubled, lengthened
 from .permutations import PERMUTATIONS, Segments, segment_index
+from .positions import reorder
 
 Spec = str | Mapping[str, Any]
 
@@ -87,39 +88,44 @@ class SparseAttention(CachedAttention):
         # a sorted segment mixes earlier and later keys in all its blocks: the kernel tells them apart by token
         return own < theirs, same if self.permute is not None else same & (number <= tile[:, None, :, None])
 
+    def _full(self, valid: Tensor) -> Tensor:
+        """(B, S) bool, the blocks with a real token, of (B, N) bool."""
+        extra = -valid.shape[1] % self.block_size
+        return torch.nn.functional.pad(valid, (0, extra)).unflatten(1, (-1, self.block_size)).any(-1)
+
     @torch.no_grad()
-    def choose(self, q: Tensor, k: Tensor, index: Tensor | None, valid: Tensor | None) -> Tensor:
-        """(B, H, T, S), the active blocks for queries (B, N, H, D) and keys (B, N, G, D).
+    def choose(self, q: Tensor, k: Tensor, index: Tensor | None, valid: Tensor | None, first: int = 0) -> Tensor:
+        """(B, H, T, S), the active blocks for queries (B, N, H, D) from tile `first` on and keys (B, M, G, D).
 
         A tile is represented by the mean of its queries; in causal attention by that of the tile before, as no query
-        may depend on later ones, not even in its choice.
+        may depend on later ones, not even in its choice. Tiles without a real token (B, M) get none.
         """
         size = self.block_size
         if index is not None:
             k = k.gather(1, index.transpose(1, 2)[..., None].expand_as(k))
-        pooled, pooled_k = pool_blocks(q, size, valid=valid), pool_blocks(k, size, valid=valid)
+        here = None if valid is None else valid[:, first * size :]
+        pooled, pooled_k = pool_blocks(q, size, valid=here), pool_blocks(k, size, valid=valid)
         if self.is_causal:
             pooled = torch.nn.functional.pad(pooled, (0, 0, 1, 0))[:, :, :-1]
-        count = pooled.shape[2]
-        tile = torch.arange(count, device=q.device)[None]
-        allowed, always = self.candidates(tile, count)
+        tile = torch.arange(first, first + pooled.shape[2], device=q.device)[None]
+        allowed, always = self.candidates(tile, pooled_k.shape[2])
         if valid is not None:
-            full = torch.nn.functional.pad(valid, (0, -valid.shape[1] % size)).unflatten(1, (-1, size)).any(-1)
-            allowed = allowed & full[:, None, None]
+            full = self._full(valid)
+            # candidates of tiles of padding are none, so that selectors have nothing to choose
+            allowed = allowed & full[:, None, None] & full[:, None, first:, None]
+            always = always & full[:, None, first:, None]
         chosen = self.select(Tiles(pooled, pooled_k, tile, allowed, self.scale)) | always
         return chosen.expand(q.shape[0], q.shape[2], -1, -1)
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Outputs (B, N, H, D), the index of the keys and the active blocks."""
-        index = self.order_keys(q, k, valid)
-        active = self.choose(q, k, index, valid)
-        blocks = blocks_of_mask(active, self.block_size, self.block_size)
-        y = block_sparse_attention(q, k, v, blocks, causal=self.is_causal, key_mask=valid, k_index=index)
-        assert isinstance(y, Tensor)
-        return y, index, active
-
     def attend(self, tokens: Tensor, valid: Tensor | None) -> Tensor:
-        return self.mix(*self.project(tokens, None), valid)[0]
+        q, k, v = self.project(tokens, None)
+        index = self.order_keys(q, k, valid)
+        blocks = blocks_of_mask(self.choose(q, k, index, valid), self.block_size, self.block_size)
+        # at the end causality alone hides padding
+        hidden = None if self.is_causal else valid
+        y = block_sparse_attention(q, k, v, blocks, causal=self.is_causal, key_mask=hidden, k_index=index)
+        assert isinstance(y, Tensor)
+        return y
 
     # -- streaming
 
@@ -194,17 +200,59 @@ class SparseAttention(CachedAttention):
         new = state._replace(keys=keys, values=values, queries=queries, length=state.length + 1, used=state.used + 1)
         return self.proj(y.flatten(1)), new
 
-    def fill(self, tokens: Tensor, state: SparseState) -> tuple[Tensor, SparseState]:
-        length = tokens.shape[1]
-        q, k, v = self.project(tokens, None)
-        y, index, active = self.mix(q, k, v, None)
-        state.keys[:, :length], state.values[:, :length] = k, v
+    def extend(self, tokens: Tensor, valid: Tensor | None, state: SparseState) -> tuple[Tensor, SparseState]:
+        """Queries stand at their places in the cache, those of the tile before beside them, and blocks are as ever."""
+        (batch, count), size = tokens.shape[:2], self.block_size
+        before, whole = state.length, self.segment_size
+        added = torch.full_like(before, count) if valid is None else valid.sum(1)
+        after = before + added
+        state = self.grown(state, state.used + count)
+        q, k, v = self.project(tokens, before[:, None] + torch.arange(count, device=tokens.device))
+        # the places that are needed: of queries from the segment on that is complete last, of keys all that are used
+        start = 0 if state.used == 0 else max(0, (int(before.min()) - 1) // whole * whole)
+        stop = -(-(state.used + count) // whole) * whole
+        keys, values = appended(state.keys, k, before, valid), appended(state.values, v, before, valid)
+        ring = torch.arange(size, device=before.device)
+        recent = before[:, None] - size + ring  # places of the queries in the ring, oldest first
+        queries = q.new_zeros(batch, stop - start + 1, *q.shape[2:])
+        held = reorder(state.queries, recent.remainder(size)).to(q.dtype)
+        spot = torch.where(recent >= start, recent - start, stop - start)  # the last place is for none
+        queries = appended(queries.scatter(1, spot[..., None, None].expand_as(held), held), q, before - start, valid)
+        queries = queries[:, : stop - start]
+        place = torch.arange(stop, device=before.device)
+        real = place < after[:, None]
+        index = None
+        if state.index is not None:
+            index = self.order_keys(queries, keys[:, start:stop], real[:, start:])
+            assert index is not None
+            index = torch.cat([state.index[:, :, :start], index + start], 2)
+            # a segment that was complete before the latest tile began is in its order already
+            old = (place // whole + 1) * whole < before[:, None]
+            index = torch.where(old[:, None], state.index[:, :, :stop], index)
+        chosen = self.choose(queries, keys[:, :stop], index, real, start // size)
+        # a tile that had begun keeps the choice that was made for it
+        tile = torch.arange(start // size, stop // size, device=before.device)
+        begun = (tile == before[:, None] // size) & (before[:, None] % size > 0)
+        kept = state.active[:, :, None, : stop // size]
+        chosen = torch.where(begun[:, None, :, None], kept, chosen)
+        new = (tile + 1) * size > before[:, None]  # others have nothing to compute
+        blocks = blocks_of_mask(chosen & new[:, None, :, None], size, size)
+        y = block_sparse_attention(
+            queries, keys[:, :stop].to(q.dtype), values[:, :stop].to(q.dtype), blocks, causal=True, k_index=index
+        )
+        assert isinstance(y, Tensor)
+        at = (before[:, None] - start + torch.arange(count, device=before.device)).clamp_max(stop - start - 1)
+        # what the next step needs: the choice for its tile, and the latest queries
+        last = ((after - 1).clamp_min(0) // size - start // size).clamp_min(0)
+        active = chosen.gather(2, last[:, None, None, None].expand(-1, chosen.shape[1], 1, chosen.shape[3]))[:, :, 0]
+        active = torch.nn.functional.pad(active, (0, state.active.shape[2] - active.shape[2]))
+        latest = after[:, None] - 1 - (after[:, None] - 1 - ring).remainder(size)
+        recent_q = reorder(queries, (latest - start).clamp_min(0)).to(state.queries.dtype)
+        recent_q = torch.where((latest >= 0)[..., None, None], recent_q, 0.0)
         if state.index is not None and index is not None:
-            state.index[:, :, :length] = index
-        state.active[:, :, : active.shape[3]] = active[:, :, -1]
-        recent = torch.arange(max(0, length - self.block_size), length, device=tokens.device)
-        state.queries[:, recent % self.block_size] = q[:, recent].to(state.queries.dtype)
-        return y, state._replace(length=state.length + length, used=length)
+            index = torch.cat([index, state.index[:, :, stop:]], 2)
+        done = SparseState(keys, values, index, recent_q, active, after, state.used + count)
+        return reorder(y, at), done
 
 
 class BlockSparseAttention(SparseAttention, name="block_sparse_attention"):

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ..errors import ConfigError
 from ..kernels.pointwise import linear
 from .attention import Attention
-from .positions import padding_last, put_back, reorder
+from .positions import document_rows, padding_last, put_back, reorder, rows_apart
 
 
 def doubled(size: int, needed: int) -> int:
@@ -33,51 +33,49 @@ def lengthened(x: Tensor, extra: int) -> Tensor:
 class CachedAttention(Attention):
     """Base of attention that chooses what it looks at, and streams with a state that knows the choice.
 
-    A subclass gives `attend`, `init_state`, `step`, `grown` and `fill`.
+    A subclass gives `attend`, `init_state`, `step` and `extend`.
     """
 
-    packs = False
+    packs = True
     complexity = "N^2"
     requires = {"num_kv_heads": {"num_heads": 2}, "rope_theta": {"position": "rotary"}}
 
     # -- what a subclass gives
 
     def attend(self, tokens: Tensor, valid: Tensor | None) -> Tensor:
-        """Outputs (B, N, H, D) for tokens (B, N, C); `valid` (B, N) bool where padding must be hidden, else None."""
+        """Outputs (B, N, H, D) for tokens (B, N, C); `valid` (B, N) bool, False for padding, which stands at the end.
+
+        In causal attention padding is hidden already, and costs nothing where its tiles are left out.
+        """
         raise NotImplementedError
 
-    def grown(self, state: Any, needed: int) -> Any:
-        """`state` with room for `needed` places in all."""
-        raise NotImplementedError
-
-    def fill(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Outputs (B, N, H, D) of a whole sequence, and the empty `state`, grown to it, after it."""
+    def extend(self, tokens: Tensor, valid: Tensor | None, state: Any) -> tuple[Tensor, Any]:
+        """Outputs (B, N, H, D) of tokens that follow a state, and the state after the valid ones."""
         raise NotImplementedError
 
     # -- shared
-
-    def padding_to_end(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Tokens (B, N, C) with padding at the end, the order that put it there, and `valid` as in `attend`."""
-        self.check_grid(x)
-        tokens = x.flatten(1, -2)
-        if mask is None:
-            return tokens, None, None
-        order = padding_last(mask.flatten(1))
-        # at the end causality alone hides padding, and positions and windows do not count it
-        return reorder(tokens, order), order, None if self.is_causal else reorder(mask.flatten(1), order)
 
     def project_out(self, y: Tensor) -> Tensor:
         """Heads (B, N, H, D) to channels (B, N, C)."""
         return linear(y.flatten(2), self.proj.weight, self.proj.bias)
 
-    def output(self, y: Tensor, order: Tensor | None, shape: torch.Size) -> Tensor:
-        """Heads (B, N, H, D) to channels in the given shape, with padding put back."""
-        channels = self.project_out(y)
-        return (channels if order is None else put_back(channels, order)).reshape(*shape[:-1], -1)
-
-    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        tokens, order, valid = self.padding_to_end(x, mask)
-        return self.output(self.attend(tokens, valid), order, x.shape)
+    def forward(self, x: Tensor, *, mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
+        self.check_grid(x)
+        tokens, valid = x.flatten(1, -2), None if mask is None else mask.flatten(1)
+        index = order = None
+        if document_ids is not None:
+            # Blocks and segments begin with a document, and so does every choice: each becomes a row of its own.
+            index, rows, longest = document_rows(document_ids.flatten(1))
+            real = torch.ones_like(index[0], dtype=torch.bool) if valid is None else valid
+            valid = real.new_zeros(rows, longest).index_put(index, real)
+            tokens = rows_apart(tokens, index, rows, longest)
+        if valid is not None:
+            # at the end, where positions and windows do not count it
+            order = padding_last(valid)
+            tokens, valid = reorder(tokens, order), reorder(valid, order)
+        y = self.project_out(self.attend(tokens, valid))
+        y = y if order is None else put_back(y, order)
+        return (y if index is None else y[index]).reshape(*x.shape[:-1], -1)
 
     def empty_keys(self, batch: int, places: int, device: torch.device | None, dtype: torch.dtype | None) -> Tensor:
         """Zeros (B, P, G, D) for keys or values.
@@ -95,12 +93,20 @@ class CachedAttention(Attention):
     def prefill(  # type: ignore[override] - states of their own
         self, x: Tensor, *, mask: Tensor | None = None, state: Any = None
     ) -> tuple[Tensor, Any]:
-        """In parallel for a whole sequence without padding; else token by token."""
-        batch, length = x.shape[:2]
-        fresh = state is None
         if state is None:
-            state = self.init_state(batch, device=x.device, dtype=x.dtype)
-        if not fresh or mask is not None or not length:
-            return super(Attention, self).prefill(x, mask=mask, state=self.grown(state, state.used + length))
-        y, state = self.fill(x, self.grown(state, length))
-        return self.project_out(y), state
+            state = self.init_state(x.shape[0], device=x.device, dtype=x.dtype)
+        if mask is None:
+            y, state = self.extend(x, None, state)
+            return self.project_out(y), state
+        order = padding_last(mask)
+        y, state = self.extend(reorder(x, order), reorder(mask, order), state)
+        return put_back(self.project_out(y), order), state
+
+
+def appended(cache: Tensor, new: Tensor, start: Tensor, valid: Tensor | None) -> Tensor:
+    """A copy of `cache` (B, P, ...) with `new` (B, N, ...) at the places from `start` (B,) on, zeros for padding."""
+    place = start[:, None] + torch.arange(new.shape[1], device=new.device)
+    tail = [1] * (new.ndim - 2)
+    if valid is not None:
+        new = new * valid.view(*valid.shape, *tail)
+    return cache.scatter(1, place.view(*place.shape, *tail).expand_as(new), new.to(cache.dtype))

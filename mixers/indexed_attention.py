@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ..errors import ConfigError, unknown
 from ..kernels import block_sparse_attention, blocks_of_lists
-from .cached_attention import CachedAttention, doubled, lengthened
+from .cached_attention import CachedAttention, appended, doubled, lengthened
 from .sparsifiner import _AddGradient
 from .token_selection import Chosen, choose_by_vote, choose_flat, choose_hierarchical
 
@@ -161,23 +161,24 @@ class IndexedAttention(CachedAttention, name="indexed_attention"):
             kept = seen & (target > 0)
             return torch.where(kept, target * (target.clamp_min(1e-30).log() - guess), 0.0).sum(-1).mean()
 
-    def mix(self, tokens: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Outputs (B, N, H, D), keys, values and keys of the indexer."""
-        q, k, v = self.project(tokens, None)
-        index = self.index_of(tokens)
-        length = tokens.shape[1]
-        until = torch.arange(1, length + 1, device=q.device)[None]
-        until = until if self.is_causal else torch.full_like(until, length)
-        chosen = self.choose(q, k, index, until, valid)
-        blocks = blocks_of_lists(chosen.ids[:, None], 1, 1, chosen.valid[:, None])
-        y = block_sparse_attention(q, k, v, blocks)
+    def attend_chosen(self, q: Tensor, k: Tensor, v: Tensor, chosen: Chosen, valid: Tensor | None) -> Tensor:
+        """Outputs (B, N, H, D); queries that are not `valid` (B, N) get zeros, at no cost."""
+        seen = chosen.valid if valid is None else chosen.valid & valid[..., None]
+        y = block_sparse_attention(q, k, v, blocks_of_lists(chosen.ids[:, None], 1, 1, seen[:, None]))
         assert isinstance(y, Tensor)
-        if index is not None and self.training and torch.is_grad_enabled():
-            y = _AddGradient.apply(y, self.loss(q, k, index, chosen))
-        return y, k, v, k.new_zeros(*k.shape[:2], 0) if index is None else index[1]  # type: ignore[return-value]
+        return y
 
     def attend(self, tokens: Tensor, valid: Tensor | None) -> Tensor:
-        return self.mix(tokens, valid)[0]
+        q, k, v = self.project(tokens, None)
+        index = self.index_of(tokens)
+        until = torch.arange(1, tokens.shape[1] + 1, device=q.device)[None]
+        if not self.is_causal:
+            until = torch.full_like(until, tokens.shape[1]) if valid is None else valid.sum(1)[:, None].expand_as(valid)
+        chosen = self.choose(q, k, index, until, valid)
+        y = self.attend_chosen(q, k, v, chosen, valid)
+        if index is not None and self.training and torch.is_grad_enabled():
+            y = _AddGradient.apply(y, self.loss(q, k, index, chosen))
+        return y  # type: ignore[return-value]
 
     # -- streaming
 
@@ -210,15 +211,22 @@ class IndexedAttention(CachedAttention, name="indexed_attention"):
             index_keys[rows, state.length] = index[1][:, 0].to(index_keys.dtype)
             index = (index[0], index_keys, index[2])
         chosen = self.choose(q, keys, index, state.length[:, None] + 1, None)
-        blocks = blocks_of_lists(chosen.ids[:, None], 1, 1, chosen.valid[:, None])
-        y = block_sparse_attention(q, keys.to(q.dtype), values.to(q.dtype), blocks)
-        assert isinstance(y, Tensor)
+        y = self.attend_chosen(q, keys.to(q.dtype), values.to(q.dtype), chosen, None)
         new = IndexedState(keys, values, index_keys, state.length + 1, state.used + 1)
         return self.proj(y.flatten(1)), new
 
-    def fill(self, tokens: Tensor, state: IndexedState) -> tuple[Tensor, IndexedState]:
-        length = tokens.shape[1]
-        y, k, v, index_keys = self.mix(tokens, None)
-        state.keys[:, :length], state.values[:, :length] = k, v
-        state.index_keys[:, :length] = index_keys
-        return y, state._replace(length=state.length + length, used=length)
+    def extend(self, tokens: Tensor, valid: Tensor | None, state: IndexedState) -> tuple[Tensor, IndexedState]:
+        count, before = tokens.shape[1], state.length
+        state = self.grown(state, state.used + count)
+        place = before[:, None] + torch.arange(count, device=tokens.device)
+        q, k, v = self.project(tokens, place)
+        keys, values = appended(state.keys, k, before, valid), appended(state.values, v, before, valid)
+        index, index_keys = self.index_of(tokens), state.index_keys
+        used = state.used + count
+        if index is not None:
+            index_keys = appended(index_keys, index[1], before, valid)
+            index = (index[0], index_keys[:, :used], index[2])
+        chosen = self.choose(q, keys[:, :used], index, place + 1, None)
+        y = self.attend_chosen(q, keys[:, :used].to(q.dtype), values[:, :used].to(q.dtype), chosen, valid)
+        added = count if valid is None else valid.sum(1)
+        return y, IndexedState(keys, values, index_keys, before + added, used)

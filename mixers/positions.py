@@ -87,8 +87,9 @@ def padding_last(mask: Tensor) -> Tensor:
 
 
 def reorder(x: Tensor, order: Tensor) -> Tensor:
-    """`x` (B, N, ...) with the tokens of every row taken in the order (B, N)."""
-    return x.gather(1, order.view(*order.shape, *([1] * (x.ndim - 2))).expand_as(x))
+    """`x` (B, P, ...) at the places (B, N) of every row: with the numbers 0 .. P-1 in some order, a permutation."""
+    index = order.view(*order.shape, *([1] * (x.ndim - 2)))
+    return x.gather(1, index.expand(x.shape[0], -1, *x.shape[2:]))
 
 
 def put_back(x: Tensor, order: Tensor) -> Tensor:

@@ -59,10 +59,10 @@ class Language(nn.Module):
         self.blocks: Any = nn.ModuleList(self._blocks(config, key))
         self.norm = nn.Identity() if post else NORMS.build(config.norm, dim, key=f"{key}.norm")
         self.head = self._head(config)
-        init_weights(self)
+        init_weights(self, config.init_std)
         for table in (self.embedding, self.position, self.token_type):
             if table is not None:
-                nn.init.normal_(table.weight, std=0.02)
+                nn.init.normal_(table.weight, std=self._table_std(config))
 
     @staticmethod
     def _blocks(config: LanguageConfig, key: str) -> list[LanguageBlock]:
@@ -111,18 +111,25 @@ class Language(nn.Module):
                     channel_mixer=config.channel_mixer,
                     dropout=config.dropout,
                     drop_path=drop_path,
+                    layer_scale=config.layer_scale,
                     key=key,
                 )
             )
         return blocks
 
     @staticmethod
-    def _head(config: LanguageConfig) -> nn.Module:
+    def _table_std(config: LanguageConfig) -> float:
+        """Deviation of the initial values of embeddings and of a head's own matrix."""
+        return config.dim**-0.5 if config.init_std is None else config.init_std
+
+    @classmethod
+    def _head(cls, config: LanguageConfig) -> nn.Module:
+        tied, std = config.tie_embeddings, cls._table_std(config)
         if config.objective == "causal_lm":
-            return LMHead(config.dim, config.vocab_size, tied=config.tie_embeddings)
+            return LMHead(config.dim, config.vocab_size, tied=tied, init_std=std)
         if config.objective == "masked_lm":
             return MaskedLMHead(
-                config.dim, config.vocab_size, tied=config.tie_embeddings, norm=config.norm, act=config.head_act
+                config.dim, config.vocab_size, tied=tied, norm=config.norm, act=config.head_act, init_std=std
             )
         if config.objective == "classify":
             return ClassifierHead(config.dim, config.num_classes, pool=config.pool, dropout=config.dropout)
@@ -201,7 +208,7 @@ class Language(nn.Module):
         self.check_ids(input_ids, mask, document_ids)
         x = embeddings = self._embed(input_ids, self._positions(mask, document_ids, input_ids), token_types)
         for block in self.blocks:
-            x = block(x, mask=mask, document_ids=document_ids, embeddings=embeddings)
+            x = block(x, mask=mask, document_ids=document_ids, embeddings=embeddings, token_ids=input_ids)
         return self.norm(x)
 
     def forward_head(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
@@ -280,7 +287,7 @@ class Language(nn.Module):
         x = embeddings = self._embed(input_ids, self._positions(mask, None, input_ids, state.length[:, None]))
         layers = []
         for block, layer in zip(self.blocks, before, strict=True):
-            x, after = block.prefill(x, mask=mask, state=layer, embeddings=embeddings)
+            x, after = block.prefill(x, mask=mask, state=layer, embeddings=embeddings, token_ids=input_ids)
             layers.append(after)
         added = input_ids.shape[1] if mask is None else mask.sum(1)
         last = x[:, -1] if mask is None else x[torch.arange(x.shape[0], device=x.device), last_index(mask)]
@@ -299,7 +306,7 @@ class Language(nn.Module):
         x = embeddings = self._embed(token, positions)
         layers = []
         for block, layer in zip(self.blocks, state.layers, strict=True):
-            x, after = block.step(x, layer, embeddings=embeddings)
+            x, after = block.step(x, layer, embeddings=embeddings, token_ids=token)
             layers.append(after)
         return self._token_head(x), LanguageState(tuple(layers), state.length + 1)
 

@@ -41,6 +41,10 @@ class LanguageConfig:
         embedding_projection: a linear layer after the embedding, as in FNet.
         dropout: probability after the embedding and after each branch.
         drop_path: stochastic depth of the last block; earlier blocks have proportionally less.
+        layer_scale: initial value of the learnable scales of the branches; None for no scale. A mixer whose weights
+            start at full strength, as a matrix over positions does, drowns the embedding of a token's own byte.
+        init_std: deviation of the initial weights of the embeddings, the head and the channel mixers; None for
+            `fan_in ** -0.5`, for narrow models (C of an embedding, so that tied logits start at unit size).
     """
 
     vocab_size: int
@@ -62,6 +66,8 @@ class LanguageConfig:
     embedding_projection: bool = False
     dropout: float = 0.0
     drop_path: float = 0.0
+    layer_scale: float | None = None
+    init_std: float | None = 0.02
 
 
 def check_config(config: LanguageConfig, key: str) -> None:
@@ -92,6 +98,8 @@ def check_config(config: LanguageConfig, key: str) -> None:
     for name in ("dropout", "drop_path"):
         if not 0 <= getattr(config, name) < 1:
             raise ConfigError(f"{key}.{name}: {getattr(config, name)} is not in [0, 1).")
+    if config.init_std is not None and config.init_std <= 0:
+        raise ConfigError(f"{key}.init_std: {config.init_std} is not positive; null is fan_in ** -0.5.")
 
 
 def check_inputs(input_ids: Any, mask: Tensor | None, document_ids: Tensor | None, vocab_size: int) -> None:

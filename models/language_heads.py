@@ -24,13 +24,14 @@ class LMHead(nn.Module):
         dim: C.
         vocab_size: V.
         tied: use the matrix of the token embedding, given to `forward`, in place of an own one.
+        init_std: deviation of the initial values of the own one.
     """
 
-    def __init__(self, dim: int, vocab_size: int, *, tied: bool) -> None:
+    def __init__(self, dim: int, vocab_size: int, *, tied: bool, init_std: float = 0.02) -> None:
         super().__init__()
         self.weight = None if tied else nn.Parameter(torch.empty(vocab_size, dim))
         if self.weight is not None:
-            nn.init.normal_(self.weight, std=0.02)
+            nn.init.normal_(self.weight, std=init_std)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         return F.linear(x, embedding if self.weight is None else self.weight)
@@ -39,8 +40,8 @@ class LMHead(nn.Module):
 class MaskedLMHead(LMHead):
     """Dense layer, activation and norm before the logits, which have a bias. BERT (2018), arXiv:1810.04805."""
 
-    def __init__(self, dim: int, vocab_size: int, *, tied: bool, norm: Any, act: str) -> None:
-        super().__init__(dim, vocab_size, tied=tied)
+    def __init__(self, dim: int, vocab_size: int, *, tied: bool, norm: Any, act: str, init_std: float = 0.02) -> None:
+        super().__init__(dim, vocab_size, tied=tied, init_std=init_std)
         self.dense = nn.Linear(dim, dim)
         self.act = ACTIVATIONS.build(act, key="head.act")
         self.norm = NORMS.build(norm, dim, key="head.norm")

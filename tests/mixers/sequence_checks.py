@@ -119,3 +119,21 @@ def check_packing(mixer: Mixer, dim: int, length: int = 17) -> None:
         # chunked scans take differences of cumulated decays, whose rounding leaves up to 1e-7 in place of zero
         assert float(grad[~inside].abs().max()) < 1e-6 * float(grad[inside].abs().max())
         assert float(grad[inside].abs().max()) > 0
+
+
+def check_parallel_prefill(mixer: Mixer, dim: int) -> None:
+    """A padded prompt, and a piece after a state, are read in one piece, without a call of `step`."""
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("prefill calls step")
+
+    mixer.step = never  # type: ignore[method-assign]
+    mask = torch.ones(2, 9, dtype=torch.bool)
+    mask[1, :4] = False
+    x = tokens(2, 30, dim)
+    with torch.no_grad():
+        _, state = mixer.prefill(x[:, :9], mask=mask)
+        y, _ = mixer.prefill(x[:, 9:], state=state)
+        for row in range(2):
+            close(y[row], mixer(x[row : row + 1, 9 - int(mask[row].sum()) :])[0, -21:], 1e-4, f"row {row}")
+    del mixer.step

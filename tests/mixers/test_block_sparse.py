@@ -29,6 +29,7 @@ def test_causal_contract(variant):
     checks.check_streaming(mixer, 32, length=50, constant=False)
     checks.check_padding(mixer, 32)
     checks.check_padded_prefill(mixer, 32)
+    checks.check_parallel_prefill(mixer, 32)
 
 
 @pytest.mark.parametrize("variant", CAUSAL)

@@ -86,6 +86,7 @@ def test_causal_contract(indexer):
     checks.check_streaming(mixer, 32, length=40, constant=False)
     checks.check_padding(mixer, 32)
     checks.check_padded_prefill(mixer, 32)
+    checks.check_parallel_prefill(mixer, 32)
     x = checks.tokens(2, 30, 32)
     later = torch.cat([x[:, :17], 3 * checks.tokens(2, 13, 32, seed=4)], 1)
     torch.testing.assert_close(mixer(x)[:, :17], mixer(later)[:, :17], rtol=1e-5, atol=1e-5)

@@ -5,6 +5,44 @@ from __future__ import annotations
 import pytest
 import torch
 from mixerzoo import ConfigError, create_mixer
+from mixerzoo.tests.mixers import sequence_checks as checks
+
+HEADS = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 8, "position": "rotary"}
+SPARSE = {
+    "top_k": ("block_sparse_attention", {"selector": {"name": "top_k", "keep": 1}, "block_size": 2}),
+    "window": ("block_sparse_attention", {"selector": "window", "block_size": 3}),
+    "attention": ("permuted_attention", {"selector": "top_p", "block_size": 2, "segment_size": 4}),
+    "norm": ("permuted_attention", {"selector": "top_k", "permutation": "norm", "block_size": 2, "segment_size": 6}),
+    "flat": ("indexed_attention", {"top_k": 3}),
+    "hierarchical": ("indexed_attention", {"top_k": 3, "indexer": "hierarchical", "block_size": 2, "candidates": 2}),
+    "vote": ("indexed_attention", {"top_k": 3, "indexer": "vote"}),
+    "period": ("sepllm", {"local_window": 2, "initial_tokens": 1, "period": 3, "block_size": 4}),
+}
+
+
+@pytest.mark.parametrize("variant", SPARSE)
+@pytest.mark.parametrize("causal", [True, False])
+def test_sparse_attention_packs(variant: str, causal: bool) -> None:
+    """Blocks, segments, windows and choices begin with a document: it gets what it gets alone."""
+    name, options = SPARSE[variant]
+    mixer = checks.perturb(create_mixer(name, 32, causal=causal, **HEADS, **options)).eval()
+    checks.check_packing(mixer, 32)
+    # padding inside a document does not count
+    x, ids = checks.tokens(1, 17, 32), torch.tensor([[0] * 5 + [1] * 12])
+    mask = torch.ones(1, 17, dtype=torch.bool)
+    mask[0, [2, 7, 8]] = False
+    noisy = torch.where(mask[..., None], x, 50 * checks.tokens(1, 17, 32, seed=7))
+    y = mixer(noisy, mask=mask, document_ids=ids)
+    for at in (slice(0, 5), slice(5, 17)):
+        checks.close(y[0, at][mask[0, at]], mixer(x[:, at][:, mask[0, at]])[0], 2e-4)
+
+
+def test_separators_pack() -> None:
+    mixer = checks.perturb(create_mixer("sepllm", 32, causal=True, local_window=2, initial_tokens=0, block_size=4))
+    x, told = checks.tokens(2, 17, 32), torch.tensor(list(b"a, b. c, d, e; fg")).expand(2, -1)
+    y = mixer(x, document_ids=torch.tensor([[0] * 6 + [1] * 11]).expand(2, -1), token_ids=told)
+    parts = [mixer(x[:, at], token_ids=told[:, at]) for at in (slice(0, 6), slice(6, 17))]
+    checks.close(y, torch.cat(parts, 1), 1e-5)
 
 
 @pytest.mark.parametrize("options", [{}, {"segment_length": 3}])

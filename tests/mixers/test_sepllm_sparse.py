@@ -20,24 +20,26 @@ def test_causal_contract(period):
     checks.check_streaming(mixer, 32, length=60, constant=False)
     checks.check_padding(mixer, 32)
     checks.check_padded_prefill(mixer, 32)
+    checks.check_parallel_prefill(mixer, 32)
 
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_equals_a_masked_softmax(causal):
     mixer = checks.perturb(SepLLM(32, causal=causal, **OPTIONS))
-    x, told = checks.tokens(2, 45, 32), torch.rand(2, 45, generator=torch.Generator().manual_seed(0)) < 0.1
+    told = torch.randint(40, 55, (2, 45), generator=torch.Generator().manual_seed(0))
+    x, separators = checks.tokens(2, 45, 32), (told == ord(",")) | (told == ord("."))
     q, k, v = mixer.project(x, None)
     place = torch.arange(45)
     gap = place[:, None] - place
-    seen = (gap.abs() < 4) | (told | (place < 2))[:, None, :]
+    seen = (gap.abs() < 4) | (separators | (place < 2))[:, None, :]
     seen = seen & (gap >= 0) if causal else seen
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     y = torch.nn.functional.scaled_dot_product_attention(q, k, v, seen[:, None], enable_gqa=True)
-    checks.close(mixer(x, separators=told), mixer.proj(y.transpose(1, 2).flatten(2)), 1e-5)
+    checks.close(mixer(x, token_ids=told), mixer.proj(y.transpose(1, 2).flatten(2)), 1e-5)
     if causal:
-        stepped, state = mixer.prefill(x[:, :30], separators=told[:, :30])
-        rest, _ = mixer.prefill(x[:, 30:], state=state, separators=told[:, 30:])
-        checks.close(torch.cat([stepped, rest], 1), mixer(x, separators=told), 1e-5)
+        stepped, state = mixer.prefill(x[:, :30], token_ids=told[:, :30])
+        rest, _ = mixer.prefill(x[:, 30:], state=state, token_ids=told[:, 30:])
+        checks.close(torch.cat([stepped, rest], 1), mixer(x, token_ids=told), 1e-5)
     checks.check_padding(mixer, 32)
 
 
@@ -61,5 +63,5 @@ def test_work_is_that_of_the_window_and_the_separators():
 def test_errors(options, match):
     with pytest.raises(ConfigError, match=match):
         SepLLM(32, **options)
-    with pytest.raises(ConfigError, match="separators"):
-        SepLLM(32)(torch.zeros(1, 5, 32), separators=torch.zeros(1, 4, dtype=torch.bool))
+    with pytest.raises(ConfigError, match="token_ids"):
+        SepLLM(32)(torch.zeros(1, 5, 32), token_ids=torch.zeros(1, 4, dtype=torch.int64))
