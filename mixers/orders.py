@@ -19,10 +19,13 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from ..errors import ConfigError
 from ..kernels.registration import register_op
+from ..schema import Parts
 from .base import Grid
 from .order_paths import PATHS, Path, reverse
 
 _REVERSED = "_reversed"
+# orders with parameters: modules built from the width and the grid, whose `read` gives what `Order` has
+LEARNED = Parts("order")
 _CACHE: dict[tuple[str, Grid, torch.device], Table] = {}
 _CACHE_SIZE = 512  # tables; a model has a few grids and a few orders
 
@@ -44,17 +47,37 @@ class Table(NamedTuple):
     shape: tuple[int, int]
 
 
+def is_learned(spec: Any) -> bool:
+    """Whether an order as written in a config has parameters."""
+    name = spec.get("name") if isinstance(spec, Mapping) else spec
+    return isinstance(name, str) and name in LEARNED.entries
+
+
+def check_order(spec: Any, *, key: str = "order") -> None:
+    """Hold an order as written in a config against what there is.
+
+    Raises:
+        ConfigError: an unknown name or option, or a list without entries or with a learned order in it.
+    """
+    if is_learned(spec):
+        LEARNED.check(spec, key=key)
+    else:
+        parse_order(spec, key=key)
+
+
 def parse_order(spec: Any, *, key: str = "order") -> list[tuple[str, dict[str, Any], bool]]:
     """An order as written in a config, checked: (name, options, reversed) of its parts.
 
     Raises:
-        ConfigError: an unknown name or option, or a list without entries.
+        ConfigError: an unknown name or option, or a list without entries or with a learned order in it.
     """
     if isinstance(spec, (list, tuple)):
         if not spec:
             raise ConfigError(f"{key}: the list of orders is empty.")
         return [part for i, one in enumerate(spec) for part in parse_order(one, key=f"{key}[{i}]")]
     name = spec.get("name") if isinstance(spec, Mapping) else spec
+    if is_learned(spec):
+        raise ConfigError(f'{key}: the learned order "{name}" stands alone, not in a list.')
     backwards = isinstance(name, str) and name.endswith(_REVERSED) and name.removesuffix(_REVERSED) in PATHS.entries
     if backwards:
         plain = str(name).removesuffix(_REVERSED)
@@ -88,11 +111,12 @@ def _joined(paths: list[Path], grid: Grid) -> tuple[Tensor, Tensor]:
 
 
 def _read_paths(key: str, grid: Grid) -> list[Path]:
-    base, content, paths = torch.arange(math.prod(grid)).view(grid), json.loads(key), []
-    for name, options, backwards in content["parts"]:
-        built = PATHS.build({"name": name, **options}, base, key="order", layer_index=content["layer_index"])
-        paths += [reverse(p) for p in built] if backwards else built
-    return paths if content["path"] is None else [paths[content["path"]]]
+    with torch.device("cpu"):  # indices are numbers even while a model is built without memory
+        base, content, paths = torch.arange(math.prod(grid)).view(grid), json.loads(key), []
+        for name, options, backwards in content["parts"]:
+            built = PATHS.build({"name": name, **options}, base, key="order", layer_index=content["layer_index"])
+            paths += [reverse(p) for p in built] if backwards else built
+        return paths if content["path"] is None else [paths[content["path"]]]
 
 
 def _build(key: str, grid: Grid) -> Table:
@@ -224,6 +248,14 @@ class Order:
     def table(self, grid: Grid, device: torch.device | None = None) -> Table:
         """The indices for a grid, made once for each grid and device."""
         return _table(self.key, tuple(grid), torch.device("cpu") if device is None else device)
+
+    def length(self, grid: Grid) -> int:
+        """Tokens of the longest sequence on a grid."""
+        return self.table(grid).shape[1]
+
+    def read(self, x: Tensor, mask: Tensor | None = None) -> Order:
+        """The order of these tokens: the same for all. Learned orders give another one."""
+        return self
 
     def scan(self, x: Tensor) -> Tensor:
         """Tokens `(B, *grid, C)` as sequences `(B, P, L, C)`; zeros at padding."""

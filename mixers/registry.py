@@ -12,7 +12,7 @@ from ..errors import ConfigError, unknown
 from ..schema import check_options, keyword_options, split_spec
 from .base import MIXERS, Grid, Mixer
 from .ordered import Ordered
-from .orders import parse_order
+from .orders import check_order
 
 # Filled in by `create_mixer` and the backbones, so not part of the options that a user sets.
 RESERVED = ("grid", "causal", "layer_index")
@@ -97,7 +97,7 @@ def check_mixer_options(name: str, options: Mapping[str, Any], *, key: str = "mi
     allowed = {**mixer_options(name), **(ORDER_OPTIONS if takes_order else {})}
     check_options(options, allowed, key=key, owner=f'mixer "{name}"')
     if options.get("order") is not None:
-        parse_order(options["order"], key=f"{key}.order")
+        check_order(options["order"], key=f"{key}.order")
     elif takes_order:
         for option in ("merge", "causal_paths", "separate_paths"):
             if options.get(option, ORDER_OPTIONS[option].default) != ORDER_OPTIONS[option].default:
