@@ -112,12 +112,11 @@ def _joined(paths: list[Path], grid: Grid) -> tuple[Tensor, Tensor]:
 
 def _read_paths(key: str, grid: Grid) -> list[Path]:
     with torch.device("cpu"):  # indices are numbers even while a model is built without memory
-        with torch.device("cpu"):  # indices are numbers even while a model is built without memory
-            base, content, paths = torch.arange(math.prod(grid)).view(grid), json.loads(key), []
-            for name, options, backwards in content["parts"]:
-                built = PATHS.build({"name": name, **options}, base, key="order", layer_index=content["layer_index"])
-                paths += [reverse(p) for p in built] if backwards else built
-            return paths if content["path"] is None else [paths[content["path"]]]
+        base, content, paths = torch.arange(math.prod(grid)).view(grid), json.loads(key), []
+        for name, options, backwards in content["parts"]:
+            built = PATHS.build({"name": name, **options}, base, key="order", layer_index=content["layer_index"])
+            paths += [reverse(p) for p in built] if backwards else built
+        return paths if content["path"] is None else [paths[content["path"]]]
 
 
 def _build(key: str, grid: Grid) -> Table:
