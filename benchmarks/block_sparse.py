@@ -1,8 +1,8 @@
 """Block-sparse attention on a CPU: time against dense attention, and what a choice of blocks loses.
 
     python -m mixerzoo.benchmarks.block_sparse time [--tokens 16384] [--rounds 3] [--backward] [--density 1 0.5 ...]
-    python -m mixerzoo.benchmarks.block_sparse quality [--run FOLDER ...] [--tokens 2048]
-    python -m mixerzoo.benchmarks.block_sparse indexers [--run FOLDER] [--tokens 16384]
+    python -m mixerzoo.benchmarks.block_sparse quality [--run FOLDER ...] [--tokens 2048] [--sequences 1] [--only-runs]
+    python -m mixerzoo.benchmarks.block_sparse indexers [--run FOLDER] [--tokens 16384] [--candidates 8192 ...]
 
 `time` takes causal blocks at random, the block of the tile among them, at several densities (share of the causal
 blocks), and divides the time of `scaled_dot_product_attention` by ours, interleaved in one process.
@@ -10,7 +10,8 @@ blocks), and divides the time of `scaled_dot_product_attention` by ours, interle
 `quality` measures selectors and permutations on made-up queries and keys and on those of trained models
 (`training.run` folders): the share of the attention mass that lies in the chosen blocks, the relative error of the
 output, and the share of the causal blocks that is computed. `indexers` compares the hierarchical indexer with the flat
-one: overlap of the chosen tokens and scores computed. Each prints a table; `--plot FILE` draws it.
+one, by tokens in the candidate blocks: overlap of the chosen tokens, and how many times fewer scores are computed, by
+count. Each prints a table; `--plot FILE` draws it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 HEADS, SIZE = 12, 64
-CANDIDATES = 8192  # tokens in the blocks that the hierarchical indexer looks into
 TILE, BLOCK = 256, 128  # of the timing: tiles of 256 queries use PyTorch's fused attention best
 
 
@@ -100,20 +100,21 @@ def made_up(kind: str, tokens: int, heads: int = 4, size: int = 64) -> tuple[Ten
     raise ValueError(f"{kind} is not one of scattered, heavy_tailed")
 
 
-def trained(run: Path, tokens: int) -> list[tuple[str, tuple[Tensor, Tensor, Tensor]]]:
-    """Queries, keys and values of every attention layer of a trained model, on data of its own task."""
+def trained(run: Path, tokens: int, sequences: int = 1) -> list[tuple[str, tuple[Tensor, Tensor, Tensor]]]:
+    """Queries, keys and values of every attention layer of a trained model, on test data of its own task."""
     from mixerzoo.tasks import create_task
     from omegaconf import OmegaConf
 
     config: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
-    model = create_model(
-        config["model"] | ({"mixer": config["mixer"]} if config.get("mixer") else {}) | {"vocab_size": 256}
-    )
-    model.load_state_dict(load_file(run / "checkpoints" / "best" / "model.safetensors"))
     options = {k: v for k, v in config["task"].items() if k != "name"}
     task: Any = create_task(config["task"]["name"], **(options | {"sequence_length": tokens}))
     task.open()
-    batch = task.fetch("test", torch.tensor([0]), train=False, generator=torch.Generator())
+    data = task.model_kwargs()
+    if config["model"].get("position") != "learned":  # a table has the length of the training
+        data.pop("sequence_length", None)
+    model = create_model(config["model"] | ({"mixer": config["mixer"]} if config.get("mixer") else {}) | data)
+    model.load_state_dict(load_file(run / "checkpoints" / "best" / "model.safetensors"))
+    batch = task.fetch("test", torch.arange(sequences), train=False, generator=torch.Generator())
     found: list[tuple[str, tuple[Tensor, Tensor, Tensor]]] = []
 
     def keep(name: str, module: Attention, args: tuple[Tensor, ...]) -> None:
@@ -166,7 +167,7 @@ def judge(
     )
     # what an unsorted own segment shows of the future costs nothing: count blocks up to the tile's own
     causal = torch.ones(len(number), len(number), dtype=torch.bool).tril()
-    others = (chosen & ~own).expand(1, heads, -1, -1).sum() / heads
+    others = (chosen & ~own).expand(len(q), heads, -1, -1).sum() / (len(q) * heads)
     count = others + (own & causal).sum()
     return {
         "recall": float((lse - dense[1]).exp().mean()),
@@ -175,11 +176,13 @@ def judge(
     }
 
 
-def quality(runs: Sequence[Path], tokens: int, block: int, segment: int) -> list[dict[str, Any]]:
+def quality(
+    runs: Sequence[Path], tokens: int, block: int, segment: int, sequences: int, kinds: Sequence[str]
+) -> list[dict[str, Any]]:
     """Rows: inputs, selector, permutation, recall, error, density."""
-    inputs = [(kind, made_up(kind, tokens)) for kind in ("scattered", "heavy_tailed")]
+    inputs = [(kind, made_up(kind, tokens)) for kind in kinds]
     for run in runs:
-        inputs += [(f"{run.name} {name.split('.')[1]}", qkv) for name, qkv in trained(run, tokens)]
+        inputs += [(f"{run.name} {name.split('.')[1]}", qkv) for name, qkv in trained(run, tokens, sequences)]
     per = segment // block
     cases: list[tuple[str, dict[str, Any], str]] = [
         ("window", {"width": 2 * per, "sinks": per}, "identity"),
@@ -199,10 +202,14 @@ def quality(runs: Sequence[Path], tokens: int, block: int, segment: int) -> list
     return rows
 
 
-def indexers(run: Path | None, tokens: int, top_k: int, block: int, blocks: int) -> list[dict[str, Any]]:
-    """Overlap of the hierarchical with the flat choice of the last queries, by layer, and the scores computed."""
+def indexers(run: Path | None, tokens: int, top_k: int, block: int, candidates: Sequence[int]) -> list[dict[str, Any]]:
+    """Rows by tokens in candidate blocks: overlap of the hierarchical with the flat choice, and the flat work by ours.
+
+    The overlap is a mean over 256 or so queries, evenly spaced over those that see more than `top_k` keys.
+    """
     layers = trained(run, tokens) if run else [("made up", made_up("heavy_tailed", tokens))]
-    rows = []
+    rows: list[dict[str, Any]] = [{"block": block, "candidates": count} for count in candidates]
+    overlaps: list[list[float]] = [[] for _ in candidates]
     for name, (q, k, _) in layers:
         # the heads of a layer are the heads of the indexer, its mean key the one key that they share
         shared = k.mean(2) if k.shape[2] > 1 else k[:, :, 0]
@@ -210,17 +217,24 @@ def indexers(run: Path | None, tokens: int, top_k: int, block: int, blocks: int)
         weights = torch.full((1, len(pick), q.shape[2]), q.shape[2] ** -0.5)
         until = (pick + 1)[None]
         flat = choose_flat(q[:, pick], shared, weights, until, top_k, None)
-        two = choose_hierarchical(q[:, pick], shared, weights, until, top_k, None, block_size=block, blocks=blocks)
         theirs = torch.zeros(len(pick), tokens, dtype=torch.bool).scatter(1, flat.ids[0], flat.valid[0])
-        both = theirs.gather(1, two.ids[0]) & two.valid[0]
-        overlap = float((both.sum(1) / theirs.sum(1)).mean())
-        rows.append({"layer": name, "overlap": overlap, "work": flat.work / two.work})
+        for row, all_layers, count in zip(rows, overlaps, candidates, strict=True):
+            two = choose_hierarchical(
+                q[:, pick], shared, weights, until, top_k, None, block_size=block, blocks=count // block
+            )
+            both = theirs.gather(1, two.ids[0]) & two.valid[0]
+            all_layers.append(float((both.sum(1) / theirs.sum(1)).mean()))
+            row[name.removesuffix(".mixer")] = all_layers[-1]
+            row["measured"] = flat.work / two.work
+    for row, all_layers, count in zip(rows, overlaps, candidates, strict=True):
+        row["mean"] = sum(all_layers) / len(all_layers)
+        row |= {f"{length // 1024}K": work(length, block, count) for length in (16384, 32768, 131072)}
     return rows
 
 
-def work(tokens: int, block: int, blocks: int) -> float:
+def work(tokens: int, block: int, candidates: int) -> float:
     """Scores of the flat indexer by those of the hierarchical one, for the last query of a sequence."""
-    return tokens / (tokens / block + min(blocks * block, tokens))
+    return tokens / (tokens / block + min(candidates, tokens))
 
 
 # -- output
@@ -281,7 +295,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--backward", action="store_true", help="time forward and backward")
     parser.add_argument("--density", type=float, nargs="+", default=[1.0, 0.5, 0.25, 0.1, 0.05])
     parser.add_argument("--run", type=Path, nargs="*", default=[], help="folders of training runs")
+    parser.add_argument("--sequences", type=int, default=1, help="of the test data of a run")
+    parser.add_argument("--only-runs", action="store_true", help="no made-up queries and keys")
     parser.add_argument("--block", type=int, help="tokens of a block")
+    parser.add_argument("--candidates", type=int, nargs="+", default=[8192], help="tokens in candidate blocks")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
@@ -294,13 +311,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
     elif options.what == "quality":
         block = options.block or 64
-        rows = quality(options.run, options.tokens or 2048, block, 4 * block)
+        kinds = () if options.only_runs else ("scattered", "heavy_tailed")
+        rows = quality(options.run, options.tokens or 2048, block, 4 * block, options.sequences, kinds)
     else:
         run = options.run[0] if options.run else None
-        block = options.block or 128
-        rows = indexers(run, options.tokens or 16384, 2048, block, CANDIDATES // block)
-        for tokens in (16384, 32768, 131072):
-            print(f"{tokens} tokens: {work(tokens, block, CANDIDATES // block):.1f} times fewer scores")
+        rows = indexers(run, options.tokens or 16384, 2048, options.block or 128, options.candidates)
     print(table(rows))
     if options.json:
         options.json.write_text(json.dumps(rows))
