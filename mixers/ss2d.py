@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ConfigError
+from ..kernels.depthwise import depthwise_conv
 from ..kernels.selective_scan import selective_scan
 from .base import Grid, Mixer
 from .orders import Order
@@ -92,7 +93,7 @@ class SS2D(Mixer, name="ss2d"):
         self.d_state, self.dt_range = d_state, (dt_min, dt_max, dt_init_floor)
         self.d_inner = inner = int(ssm_ratio * dim)
         self.dt_rank = math.ceil(dim / 16) if dt_rank is None else dt_rank
-        self.order = Order({"name": "cross_scan", "mode": scan})
+        self.order = Order({"name": "cross_scan", "mode": scan}, interleaved=True)
         self.in_proj = nn.Linear(dim, 2 * inner if gate else inner, bias=bias)
         self.gate = gate
         self.conv2d = None
@@ -124,10 +125,10 @@ class SS2D(Mixer, name="ss2d"):
 
     def convolve(self, u: Tensor) -> Tensor:
         """The depthwise convolution of `(B, H, W, E)`."""
-        return u if self.conv2d is None else self.conv2d(u.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return u if self.conv2d is None else depthwise_conv(u, self.conv2d.weight, self.conv2d.bias)
 
     def put_back(self, y: Tensor, grid: Grid) -> Tensor:
-        """The paths' results `(B, K, L, E)` on the grid, added."""
+        """The paths' results `(B, L, K, E)` on the grid, added."""
         return self.order.merge(y, grid)
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
@@ -137,23 +138,25 @@ class SS2D(Mixer, name="ss2d"):
         z = None
         if self.gate:
             u, z = u.chunk(2, -1)
-        paths = self.order.scan(F.silu(self.convolve(u)))  # (B, K, L, E)
-        low = torch.einsum("bkle,kre->bklr", paths, self.x_proj.to(paths.dtype))
-        r, b, c = low.split((self.dt_rank, self.d_state, self.d_state), -1)
-        delta = torch.einsum("bklr,ker->bkle", r, self.dt_proj.to(r.dtype))
-        # the paths become groups of channels: (B, L, K E) and (B, L, K, S)
+        u = F.silu(self.convolve(u))
+        # What depends on the token alone is computed once, before it is read along the paths. These become groups of
+        # channels side by side: (B, L, K E) and (B, L, K, S), and their small matrices one, whose zeros cost less than
+        # the copies that a product for each path takes.
+        low = F.linear(u, self.x_proj.flatten(0, 1).to(u.dtype)).unflatten(-1, (_PATHS, -1)).movedim(-2, 1)
+        r, b, c = self.order.scan_each(low).split((self.dt_rank, self.d_state, self.d_state), -1)
+        delta = F.linear(r.flatten(2), torch.block_diag(*self.dt_proj).to(r.dtype))
         y = selective_scan(
-            paths.transpose(1, 2).flatten(2),
-            delta.transpose(1, 2).flatten(2),
+            self.order.scan(u).flatten(2),
+            delta,
             -torch.exp(self.A_log.float()).flatten(0, 1),
-            b.transpose(1, 2).contiguous(),
-            c.transpose(1, 2).contiguous(),
+            b.contiguous(),
+            c.contiguous(),
             self.D.float().flatten(),
             delta_bias=self.dt_bias.float().flatten(),
             delta_softplus=True,
         )
         assert isinstance(y, Tensor)
-        y = self.put_back(y.unflatten(2, (_PATHS, -1)).transpose(1, 2), grid)
+        y = self.put_back(y.unflatten(2, (_PATHS, -1)), grid)
         y = self.norm(y.to(self.norm.weight.dtype))
         return self.out_proj(y if z is None else y * F.silu(z))
 

@@ -61,7 +61,7 @@ class MixedSSM(SS2D, name="mixed_ssm"):
         def paths(as_frames: bool) -> Order:
             names = ("frame_interleaved", "frame_interleaved_reversed")
             columns = {"columns": True, "as_frames": as_frames}
-            return Order([part for name in names for part in (name, {"name": name, **columns})])
+            return Order([part for name in names for part in (name, {"name": name, **columns})], interleaved=True)
 
         self.order, self.places = paths(False), paths(official_unmerge)
 

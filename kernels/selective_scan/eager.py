@@ -1,13 +1,15 @@
 """The selective scan in PyTorch calls, for CPUs and other devices without Triton.
 
-Axes: M rows (batch), L tokens, D channels, G groups, N states. Blocks are laid out (M, S, N, D): channels last, so that
-every call runs over long contiguous rows (with N last, 16 long, the same calls take several times as long).
+Axes: M rows (batch), L tokens, D channels of a group, G groups, N states. Blocks are laid out (M, S, N, G, D): channels
+last, so that every call runs over long contiguous rows (with N last, 16 long, the same calls take several times as
+long).
 
-A segment of S tokens and a block of channels fit the second-level cache. In it, decays and inputs are formed at once,
-and the recurrence runs over *positions in chunks of 8*, for all chunks side by side; what the chunks carry on is the
-same recurrence, 8 times shorter, and is solved by recursion. So Python's trip count grows with log L in a segment,
-nothing is divided by a product of decays (those underflow), and the work is 1 exponential and about 7 cheap passes per
-state. The gradient recomputes the states of one block at a time; only the state at the start of each segment is kept.
+A segment of S tokens, and as many rows, groups and channels as fit a block, are one call each: steps, decays and inputs
+are formed at once, and the recurrence runs over *positions in chunks of 8*, for all chunks side by side; what the
+chunks carry on is the same recurrence, 8 times shorter, and is solved by recursion. So Python's trip count grows with
+log L in a segment, nothing is divided by a product of decays (those underflow), and the work is 1 exponential and about
+7 cheap passes per state. The gradient recomputes steps and states of one block at a time; only the state at the start
+of each segment is kept.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +28,7 @@ from ..registration import register_op
 
 RADIX = 8  # positions in a chunk
 BLOCK = 1 << 19  # numbers in a block buffer: 2 MB in float32
-SEGMENT = 256  # tokens between two states that are kept for the gradient, and in a block
+SEGMENT = 256  # tokens of a block at least, and between two states that are kept for the gradient
 MIN_CHANNELS = 16  # channels of a block; fewer make the rows too short
 LOG2E = math.log2(math.e)  # torch.exp2 takes half the time of torch.exp on x86
 
@@ -54,16 +57,56 @@ def _scan(a: Tensor, b: Tensor, reverse: bool = False) -> None:
     b[:, into].addcmul_(a[:, into], start.unsqueeze(2))
 
 
-def _blocks(batch: int, length: int, channels: int, states: int) -> tuple[int, int]:
-    """Rows and channels of a block."""
-    tokens = max(RADIX, min(SEGMENT, -(-length // RADIX) * RADIX))
-    d = min(channels, max(MIN_CHANNELS, BLOCK // (tokens * states)))
-    return max(1, min(batch, BLOCK // (tokens * states * d))), d
+class Sizes(NamedTuple):
+    """Of a block: tokens of a segment, rows, groups, and channels of a group."""
+
+    segment: int
+    rows: int
+    groups: int
+    channels: int
 
 
-def _swap(x: Tensor) -> Tensor:
-    """A copy with the last two axes swapped: states and channels. Never an alias, which operators must not return."""
-    return x.transpose(-1, -2).clone(memory_format=torch.contiguous_format)
+def _sizes(batch: int, length: int, groups: int, channels: int, states: int) -> Sizes:
+    """Whole groups where they fit, longer segments where little is in a token."""
+    whole = -(-length // RADIX) * RADIX
+    segment = max(SEGMENT, BLOCK // max(1, batch * groups * channels * states) // RADIX * RADIX)
+    segment = max(RADIX, min(segment, whole))
+    room = max(1, BLOCK // (segment * states))  # channels, of all groups and rows together
+    d = min(channels, max(MIN_CHANNELS, room))
+    g = max(1, min(groups, room // max(1, d)))
+    return Sizes(segment, max(1, min(batch, room // max(1, d * g))), g, d)
+
+
+def _states_first(x: Tensor) -> Tensor:
+    """(..., G, D, N) to (..., N, G, D), a copy."""
+    return x.movedim(-1, -3).clone(memory_format=torch.contiguous_format)
+
+
+def _states_last(x: Tensor) -> Tensor:
+    """(..., N, G, D) to (..., G, D, N), a copy: operators must not return an alias."""
+    return x.movedim(-3, -1).clone(memory_format=torch.contiguous_format)
+
+
+def _over_states(c: Tensor, h: Tensor) -> Tensor:
+    """sum_n c (M, S, G, N) h (M, S, N, G, D): (M, S, G, D)."""
+    if h.shape[2] == 1:
+        return h[:, :, 0] * c
+    if h.shape[3] == 1:
+        return torch.matmul(c, h.squeeze(3))
+    return (h * c.transpose(2, 3).unsqueeze(4)).sum(2)
+
+
+def _over_channels(h: Tensor, v: Tensor) -> Tensor:
+    """sum_d h (M, S, N, G, D) v (M, S, G, D): (M, S, G, N)."""
+    if h.shape[3] == 1:
+        return torch.matmul(h.squeeze(3), v.transpose(2, 3)).transpose(2, 3)
+    return (h * v.unsqueeze(2)).sum(4).transpose(2, 3)
+
+
+def _steps(delta: Tensor, bias: Tensor | None, softplus: bool) -> tuple[Tensor, Tensor]:
+    """Steps, and what they are the softplus of."""
+    raw = delta if bias is None else delta + bias
+    return (F.softplus(raw) if softplus else raw), raw
 
 
 def _ranges(end: int, step: int) -> Iterator[slice]:
@@ -71,9 +114,10 @@ def _ranges(end: int, step: int) -> Iterator[slice]:
 
 
 class _Block:
-    """Decays and states of one block: (rows, tokens, N, channels)."""
+    """Decays and states of one block: (rows, tokens, N, groups, channels)."""
 
-    def __init__(self, like: Tensor, size: int):
+    def __init__(self, like: Tensor, sizes: Sizes, states: int):
+        size = sizes.rows * (sizes.segment + RADIX) * states * sizes.groups * sizes.channels
         self.buffers = [like.new_empty(size) for _ in range(4)]
 
     def view(self, index: int, *shape: int) -> Tensor:
@@ -82,21 +126,22 @@ class _Block:
     def states(
         self, s: Tensor, x: Tensor, A2: Tensor, B: Tensor, h0: Tensor, starts: Tensor | None, keep: bool
     ) -> tuple[Tensor, Tensor]:
-        """s, x = s u (M, S, D); A2 (N, D) = A log2(e); B (M, S, N); h0 (M, N, D) -> decays, states (M, S', N, D).
+        """s, x = s u (M, S, G, D); A2 (N, G, D) = A log2(e); B (M, S, G, N); h0 (M, N, G, D) -> decays, states
+        (M, S', N, G, D).
 
         The decays are only right if `keep`. S' is S rounded up to a multiple of RADIX.
         """
-        rows, tokens, channels = s.shape
+        rows, tokens, *rest = s.shape
         padded = -(-tokens // RADIX) * RADIX
-        shape = (rows, padded, A2.shape[0], channels)
+        shape = (rows, padded, A2.shape[0], *rest)
         a, h = self.view(0, *shape), self.view(1, *shape)
         torch.mul(s.unsqueeze(2), A2, out=a[:, :tokens])
         a[:, :tokens].exp2_()
-        torch.mul(x.unsqueeze(2), B.unsqueeze(3), out=h[:, :tokens])
+        torch.mul(x.unsqueeze(2), B.transpose(2, 3).unsqueeze(4), out=h[:, :tokens])
         a[:, tokens:] = 0.0
         h[:, tokens:] = 0.0
         if starts is not None:
-            a[:, :tokens].masked_fill_(starts[:, :, None, None], 0.0)
+            a[:, :tokens].masked_fill_(starts[:, :, None, None, None], 0.0)
         h[:, 0].addcmul_(a[:, 0], h0)
         work = a
         if keep:
@@ -105,127 +150,160 @@ class _Block:
         return a, h
 
 
+def _walk(batch: int, groups: int, channels: int, sizes: Sizes) -> Iterator[tuple[slice, slice, slice]]:
+    return itertools.product(
+        _ranges(batch, sizes.rows), _ranges(groups, sizes.groups), _ranges(channels, sizes.channels)
+    )
+
+
 def _forward(
-    u: Tensor, s: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor | None, starts: Tensor | None
+    u: Tensor,
+    delta: Tensor,
+    bias: Tensor | None,
+    softplus: bool,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    initial: Tensor | None,
+    starts: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, groups, width = u.shape
     states = A.shape[-1]
-    rows, channels = _blocks(batch, length, width, states)
-    A2 = _swap(A * LOG2E)  # (G, N, D)
+    sizes = _sizes(batch, length, groups, width, states)
+    A2 = _states_first(A * LOG2E)
     y = torch.empty_like(u, memory_format=torch.contiguous_format)
-    h = u.new_zeros(batch, groups, states, width) if initial is None else _swap(initial)
-    kept = u.new_empty(-(-length // SEGMENT), batch, groups, states, width)
-    block = _Block(u, rows * min(SEGMENT, length + RADIX) * states * channels)
-    for i, t in enumerate(_ranges(length, SEGMENT)):
+    h = u.new_zeros(batch, states, groups, width) if initial is None else _states_first(initial)
+    kept = u.new_empty(-(-length // sizes.segment), batch, states, groups, width)
+    block = _Block(u, sizes, states)
+    for i, t in enumerate(_ranges(length, sizes.segment)):
         kept[i] = h
-        for m in _ranges(batch, rows):
-            start = starts[m, t] if starts is not None else None
-            for g in range(groups):
-                b, c = B[m, t, g], C[m, t, g]
-                for d in _ranges(width, channels):
-                    step = s[m, t, g, d]
-                    _, state = block.states(step, step * u[m, t, g, d], A2[g, :, d], b, h[m, g, :, d], start, False)
-                    state = state[:, : step.shape[1]]
-                    y[m, t, g, d] = torch.matmul(c.unsqueeze(2), state).squeeze(2)
-                    h[m, g, :, d] = state[:, -1]
-    return y, _swap(h), kept
+        for m, g, d in _walk(batch, groups, width, sizes):
+            s, _ = _steps(delta[m, t, g, d], None if bias is None else bias[g, d], softplus)
+            start, v = starts[m, t] if starts is not None else None, u[m, t, g, d]
+            _, state = block.states(s, s * v, A2[:, g, d], B[m, t, g], h[m, :, g, d], start, False)
+            state = state[:, : s.shape[1]]
+            out = _over_states(C[m, t, g], state)
+            y[m, t, g, d] = out if D is None else out.addcmul_(v, D[g, d])
+            h[m, :, g, d] = state[:, -1]
+    return y, _states_last(h), kept
 
 
 def _forward_fake(
-    u: Tensor, s: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor | None, starts: Tensor | None
+    u: Tensor,
+    delta: Tensor,
+    bias: Tensor | None,
+    softplus: bool,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    initial: Tensor | None,
+    starts: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, groups, width = u.shape
     states = A.shape[-1]
     y = torch.empty_like(u, memory_format=torch.contiguous_format)
-    return (
-        y,
-        u.new_empty(batch, groups, width, states),
-        u.new_empty(-(-length // SEGMENT), batch, groups, states, width),
-    )
+    segments = -(-length // _sizes(batch, length, groups, width, states).segment)
+    return y, u.new_empty(batch, groups, width, states), u.new_empty(segments, batch, states, groups, width)
 
 
 def _backward(
     u: Tensor,
-    s: Tensor,
+    delta: Tensor,
+    bias: Tensor | None,
+    softplus: bool,
     A: Tensor,
     B: Tensor,
     C: Tensor,
+    D: Tensor | None,
     starts: Tensor | None,
     kept: Tensor,
     dy: Tensor,
     dfinal: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, length, groups, width = u.shape
     states = A.shape[-1]
-    rows, channels = _blocks(batch, length, width, states)
-    A_t = _swap(A)
+    sizes = _sizes(batch, length, groups, width, states)
+    A_t = _states_first(A)
     A2 = A_t * LOG2E
-    du, ds = (torch.empty_like(u, memory_format=torch.contiguous_format) for _ in range(2))
+    du, ddelta = (torch.empty_like(u, memory_format=torch.contiguous_format) for _ in range(2))
     dB, dC = (torch.zeros_like(B, memory_format=torch.contiguous_format) for _ in range(2))
-    dA = torch.zeros_like(A_t)
-    dh = _swap(dfinal)  # gradient of the state after the segment
-    block = _Block(u, rows * min(SEGMENT, length + RADIX) * states * channels)
-    for i, t in reversed(list(enumerate(_ranges(length, SEGMENT)))):
-        for m in _ranges(batch, rows):
+    dA, dbias, dD = torch.zeros_like(A_t), u.new_zeros(groups, width), u.new_zeros(groups, width)
+    dh = _states_first(dfinal)  # gradient of the state after the segment
+    block = _Block(u, sizes, states)
+    for i, t in reversed(list(enumerate(_ranges(length, sizes.segment)))):
+        for m, g, d in _walk(batch, groups, width, sizes):
+            s, raw = _steps(delta[m, t, g, d], None if bias is None else bias[g, d], softplus)
             start = starts[m, t] if starts is not None else None
-            for g in range(groups):
-                b, c = B[m, t, g], C[m, t, g]
-                for d in _ranges(width, channels):
-                    step, h0 = s[m, t, g, d], kept[i, m, g, :, d]
-                    x = step * u[m, t, g, d]
-                    a, h = block.states(step, x, A2[g, :, d], b, h0, start, True)
-                    n, padded = step.shape[1], a.shape[1]
-                    dyb = dy[m, t, g, d]
-                    dC[m, t, g] += torch.matmul(h[:, :n], dyb.unsqueeze(3)).squeeze(3)
-                    # gradient of each state: q_t = C_t dy_t + a_{t+1} q_{t+1}
-                    q, following = block.view(3, *a.shape), block.view(2, *a.shape)
-                    torch.mul(dyb.unsqueeze(2), c.unsqueeze(3), out=q[:, :n])
-                    q[:, n:] = 0.0
-                    q[:, n - 1] += dh[m, g, :, d]
-                    following[:, : padded - 1] = a[:, 1:]
-                    following[:, padded - 1] = 0.0
-                    _scan(following, q, reverse=True)
-                    q, a, h = q[:, :n], a[:, :n], h[:, :n]
-                    dx = torch.matmul(b.unsqueeze(2), q).squeeze(2)
-                    dB[m, t, g] += torch.matmul(q, x.unsqueeze(3)).squeeze(3)
-                    q.mul_(a)
-                    dh[m, g, :, d] = q[:, 0]
-                    q[:, 1:].mul_(h[:, :-1])  # now the gradient of the exponent s A
-                    q[:, 0].mul_(h0)
-                    dstep = torch.mul(q, A_t[g, :, d], out=a).sum(2)
-                    dA[g, :, d] += torch.mul(q, step.unsqueeze(2), out=a).sum((0, 1))
-                    du[m, t, g, d] = dx * step
-                    ds[m, t, g, d] = dstep.addcmul_(dx, u[m, t, g, d])
-    return du, ds, _swap(dA), dB, dC, _swap(dh)
+            v, b, c, dyb, h0 = u[m, t, g, d], B[m, t, g], C[m, t, g], dy[m, t, g, d], kept[i, m, :, g, d]
+            x = s * v
+            a, h = block.states(s, x, A2[:, g, d], b, h0, start, True)
+            n, padded = s.shape[1], a.shape[1]
+            dC[m, t, g] += _over_channels(h[:, :n], dyb)
+            # gradient of each state: q_t = C_t dy_t + a_{t+1} q_{t+1}
+            q, following = block.view(3, *a.shape), block.view(2, *a.shape)
+            torch.mul(dyb.unsqueeze(2), c.transpose(2, 3).unsqueeze(4), out=q[:, :n])
+            q[:, n:] = 0.0
+            q[:, n - 1] += dh[m, :, g, d]
+            following[:, : padded - 1] = a[:, 1:]
+            following[:, padded - 1] = 0.0
+            _scan(following, q, reverse=True)
+            q, a, h = q[:, :n], a[:, :n], h[:, :n]
+            dx = _over_states(b, q)
+            dB[m, t, g] += _over_channels(q, x)
+            q.mul_(a)
+            dh[m, :, g, d] = q[:, 0]
+            q[:, 1:].mul_(h[:, :-1])  # now the gradient of the exponent s A
+            q[:, 0].mul_(h0)
+            ds = torch.mul(q, A_t[:, g, d], out=a).sum(2).addcmul_(dx, v)
+            dA[:, g, d] += torch.mul(q, s.unsqueeze(2), out=a).sum((0, 1))
+            dv = dx.mul_(s)
+            if D is not None:
+                dv.addcmul_(dyb, D[g, d])
+                dD[g, d] += (dyb * v).sum((0, 1))
+            du[m, t, g, d] = dv
+            if softplus:
+                ds = torch.ops.aten.softplus_backward(ds, raw, 1.0, 20.0)
+            ddelta[m, t, g, d] = ds
+            if bias is not None:
+                dbias[g, d] += ds.sum((0, 1))
+    return du, ddelta, dbias, _states_last(dA), dB, dC, dD, _states_last(dh)
 
 
 def _backward_fake(
     u: Tensor,
-    s: Tensor,
+    delta: Tensor,
+    bias: Tensor | None,
+    softplus: bool,
     A: Tensor,
     B: Tensor,
     C: Tensor,
+    D: Tensor | None,
     starts: Tensor | None,
     kept: Tensor,
     dy: Tensor,
     dfinal: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    du, ds, dA, dB, dC, dh = (
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    du, ddelta, dA, dB, dC, dh = (
         torch.empty_like(x, memory_format=torch.contiguous_format) for x in (u, u, A, B, C, dfinal)
     )
-    return du, ds, dA, dB, dC, dh
+    return du, ddelta, u.new_empty(u.shape[2:]), dA, dB, dC, u.new_empty(u.shape[2:]), dh
 
 
 def _save(ctx, inputs, output) -> None:
-    u, s, A, B, C, initial, starts = inputs
+    u, delta, bias, ctx.softplus, A, B, C, D, initial, starts = inputs
     ctx.has_initial = initial is not None
-    ctx.save_for_backward(u, s, A, B, C, starts, output[2])
+    ctx.save_for_backward(u, delta, bias, A, B, C, D, starts, output[2])
 
 
 def _autograd(ctx, dy, dfinal, _):
-    u, s, A, B, C, starts, kept = ctx.saved_tensors
-    du, ds, dA, dB, dC, dh = backward_op(u, s, A, B, C, starts, kept, dy, dfinal)
-    return du, ds, dA, dB, dC, dh if ctx.has_initial else None, None
+    u, delta, bias, A, B, C, D, starts, kept = ctx.saved_tensors
+    du, ddelta, dbias, dA, dB, dC, dD, dh = backward_op(
+        u, delta, bias, ctx.softplus, A, B, C, D, starts, kept, dy, dfinal
+    )
+    dbias, dD = None if bias is None else dbias, None if D is None else dD
+    return du, ddelta, dbias, None, dA, dB, dC, dD, dh if ctx.has_initial else None, None
 
 
 backward_op = register_op("selective_scan_eager_backward", _backward, _backward_fake)
@@ -248,24 +326,20 @@ def selective_scan_eager(
     """See `mixerzoo.kernels.selective_scan`; always returns `(y, final state)`."""
     high = torch.promote_types(u.dtype, torch.float32)
     groups = B.shape[2]
-    s = delta.to(high)
-    if delta_bias is not None:
-        s = s + delta_bias.to(high)
-    if delta_softplus:
-        s = F.softplus(s)
     x = u.to(high)
     y, state, _ = forward_op(
         x.unflatten(2, (groups, -1)),
-        s.unflatten(2, (groups, -1)),
+        delta.to(high).unflatten(2, (groups, -1)),
+        None if delta_bias is None else delta_bias.to(high).unflatten(0, (groups, -1)),
+        delta_softplus,
         A.to(high).unflatten(0, (groups, -1)),
         B.to(high),
         C.to(high),
+        None if D is None else D.to(high).unflatten(0, (groups, -1)),
         initial_state.to(high).unflatten(1, (groups, -1)) if initial_state is not None else None,
         document_starts(document_ids) if document_ids is not None else None,
     )
     y = y.flatten(2)
-    if D is not None:
-        y = torch.addcmul(y, x, D.to(high))
     if z is not None:
         y = y * F.silu(z.to(high))
     return y.to(u.dtype), state.flatten(1, 2)

@@ -129,10 +129,14 @@ def test_reference_gradients():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("size", [(2, 41, 6, 2, 3), (1, 1, 3, 1, 1), (2, 300, 70, 1, 2), (1, 7, 40, 1, 16)])
+@pytest.mark.parametrize(
+    "size", [(2, 41, 6, 2, 3), (1, 1, 3, 1, 1), (2, 300, 70, 1, 2), (1, 7, 40, 1, 16), (3, 19, 8, 4, 1)]
+)
 def test_eager(size, dtype):
     compare(selective_scan, inputs(size, dtype, documents=size[1] > 1), "eager", **OPTIONS)
-    compare(selective_scan, inputs(size, dtype, full=False), "eager")
+    # the gradient of A sums what cancels, from a gradient of y that was rounded to half precision
+    loose = {"gradient of A": 2e-2} if dtype == torch.bfloat16 else {}
+    compare(selective_scan, inputs(size, dtype, full=False), "eager", loose=loose)
 
 
 def test_eager_does_not_divide_by_vanishing_decays():
@@ -233,9 +237,11 @@ def test_opcheck():
     given = {k: v.requires_grad_() for k, v in inputs((1, 9, 4, 2, 2)).items()}
     u, s, A, B, C, initial = (given[k] for k in ("u", "delta", "A", "B", "C", "initial_state"))
     starts = torch.zeros(1, 9, dtype=torch.bool)
-    split = (u.unflatten(2, (2, 2)), s.unflatten(2, (2, 2)), A.unflatten(0, (2, 2)), B, C)
-    torch.library.opcheck(eager.forward_op, (*split, initial.unflatten(1, (2, 2)), starts))
-    torch.library.opcheck(eager.forward_op, (*split, None, None))
+    bias, skip = (given[k].unflatten(0, (2, 2)) for k in ("delta_bias", "D"))
+    split = (A.unflatten(0, (2, 2)), B, C)
+    tokens = (u.unflatten(2, (2, 2)), s.unflatten(2, (2, 2)))
+    torch.library.opcheck(eager.forward_op, (*tokens, bias, True, *split, skip, initial.unflatten(1, (2, 2)), starts))
+    torch.library.opcheck(eager.forward_op, (*tokens, None, False, *split, None, None, None))
     torch.library.opcheck(
         triton.forward_op,
         (u, s, A, B, C, given["D"], given["z"], given["delta_bias"], initial, starts, True, True),
