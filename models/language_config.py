@@ -41,10 +41,10 @@ class LanguageConfig:
         embedding_projection: a linear layer after the embedding, as in FNet.
         dropout: probability after the embedding and after each branch.
         drop_path: stochastic depth of the last block; earlier blocks have proportionally less.
-        layer_scale: initial value of the learnable scales of the branches; None for no scale. A mixer whose weights
-            start at full strength, as a matrix over positions does, drowns the embedding of a token's own byte.
+        layer_scale: initial value of the learnable scales of the branches; None for no scale.
         init_std: deviation of the initial weights of the embeddings, the head and the channel mixers; None for
-            `fan_in ** -0.5`, for narrow models (C of an embedding, so that tied logits start at unit size).
+            `fan_in ** -0.5` (C of an embedding, so that tied logits start at unit size), for narrow models, in which
+            0.02 leaves embeddings and channel mixers far below a mixer that starts at full strength.
     """
 
     vocab_size: int
