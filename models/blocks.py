@@ -5,6 +5,7 @@ Axis letters: B batch, C channels; `*grid` is (N,), (H, W) or (T, H, W).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -79,11 +80,20 @@ class MetaFormerBlock(nn.Module):
             self.layer_scale2, self.res_scale2 = scale(layer_scale), scale(res_scale)
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
+        x = self.token_half(x, mask=mask, document_ids=document_ids)
+        return x if self.channel_mixer is None else self.channel_half(x)
+
+    def halves(self) -> list[Callable[..., Tensor]]:
+        """The token mixing and, where there is one, the channel mixing, each with its residual."""
+        return [self.token_half] if self.channel_mixer is None else [self.token_half, self.channel_half]
+
+    def token_half(self, x: Tensor, *, mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
         packed = {} if document_ids is None else {"document_ids": document_ids}
         branch = self.mixer(self.norm1(x), mask=mask, **packed)
-        x = scaled_sum(x, self.drop_path(branch), self.res_scale1, self.layer_scale1)
-        if self.channel_mixer is None:
-            return x
+        return scaled_sum(x, self.drop_path(branch), self.res_scale1, self.layer_scale1)
+
+    def channel_half(self, x: Tensor) -> Tensor:
+        assert self.channel_mixer is not None
         branch = self.channel_mixer((self.norm1 if self.norm2 is None else self.norm2)(x))
         return scaled_sum(x, self.drop_path(branch), self.res_scale2, self.layer_scale2)
 

@@ -18,6 +18,7 @@ from ..mixers import Grid, Mixer, create_mixer
 from ..mixers.registry import check_mixer
 from .blocks import BLOCKS, outer_mixers
 from .heads import HEADS
+from .mamba_mixer import DepthAverage, layers_of
 from .norms import NORMS
 from .pyramid import Stage
 from .stems import STEMS
@@ -44,6 +45,8 @@ class IsotropicConfig:
         class_token: prepend a class token. The mixers then see a sequence `(B, 1 + N, C)`, not a grid; those with an
             option `class_token` that is on are built for the grid without it. "middle" puts it between the two halves
             of the patches, the first being the shorter one: Vision Mamba (2024), arXiv:2401.09417.
+        average_layers: the input of every layer is a learned weighted sum of the outputs of all earlier ones, a layer
+            being half of a block; see `mamba_mixer.DepthAverage`.
         head: classification head.
         image_size: one number or [H, W]; fixes the grid of mixers that need it.
         frames: T, for clips: the blocks see the grid (T, H, W) of all frames' patches. None for images.
@@ -65,6 +68,7 @@ class IsotropicConfig:
     stem: Any = None
     position: str = "none"
     class_token: bool | Literal["middle"] = False
+    average_layers: bool = False
     head: Any = field(default_factory=lambda: {"name": "linear", "norm_first": True})
     image_size: int | list[int] = 224
     frames: int | None = None
@@ -135,7 +139,14 @@ class Isotropic(VisionBackbone):
                 )
             )
         # timm takes features after any block of such a model, so each block counts as a stage
-        self.stages = nn.ModuleList(Stage(None, [block]) for block in blocks)
+        self.stages = nn.ModuleList()
+        outputs = 1
+        for block in blocks:
+            average = None
+            if config.average_layers:
+                average = DepthAverage(len(layers_of([block])), before=outputs)
+                outputs += len(average.weights)
+            self.stages.append(Stage(None, [block], average=average))
         self.feature_info = [
             {"num_chs": dim, "reduction": self.stem.stride, "module": f"stages.{i}"} for i in range(depth)
         ]
@@ -193,7 +204,7 @@ class Isotropic(VisionBackbone):
         return patches // 2 if self.config.class_token == "middle" else 0
 
     def stage_forward(self, index: int, x: Tensor, carried: list[Tensor]) -> Tensor:
-        return self.run_blocks(self.stages[index].blocks, x)
+        return self.run_blocks(self.stages[index], x, carried)
 
     def map_of(self, x: Tensor) -> Tensor:
         return x if self.class_token is not None else super().map_of(x)

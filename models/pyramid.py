@@ -17,6 +17,7 @@ from ..mixers.registry import check_mixer
 from .blocks import BLOCKS, outer_mixers
 from .channel_mixers import CHANNEL_MIXERS
 from .heads import HEADS
+from .mamba_mixer import DepthAverage, layers_of
 from .mobile_parts import FUSIONS
 from .norms import NORMS
 from .stem_variants import SHORTCUTS
@@ -43,6 +44,8 @@ class PyramidConfig:
         downsample: what stands before stages 2, 3, ...: one for all or a list; None keeps grid and width.
         shortcut: paths that lead the inputs of stages past them; None for none.
         fusion: what joins the result of a stage's blocks with what entered them, per stage; None for nothing.
+        average_layers: the input of every layer is a learned weighted sum of the outputs of all earlier ones of its
+            stage, a layer being half of a block; see `mamba_mixer.DepthAverage`.
         head: classification head.
         image_size: one number or [H, W]; fixes the grids of mixers that need them.
         frames: T, for clips; every frame is encoded for itself, and the head joins them. None for images.
@@ -64,6 +67,7 @@ class PyramidConfig:
     downsample: Any = None
     shortcut: Any = None
     fusion: Any = None
+    average_layers: bool = False
     head: Any = "linear"
     image_size: int | list[int] = 224
     frames: int | None = None
@@ -74,13 +78,23 @@ class PyramidConfig:
 
 
 class Stage(nn.Module):
-    """Downsampling, equal blocks, and a fusion with what entered these; `(B, H, W, C)` to `(B, H', W', C')`."""
+    """Downsampling, equal blocks, and a fusion with what entered these; `(B, H, W, C)` to `(B, H', W', C')`.
 
-    def __init__(self, downsample: nn.Module | None, blocks: list[nn.Module], fusion: nn.Module | None = None) -> None:
+    `average` is what averages the outputs of earlier layers, None for nothing.
+    """
+
+    def __init__(
+        self,
+        downsample: nn.Module | None,
+        blocks: list[nn.Module],
+        fusion: nn.Module | None = None,
+        average: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.downsample = downsample
         self.blocks = nn.ModuleList(blocks)
         self.fusion = fusion
+        self.average = average
 
 
 class Pyramid(VisionBackbone):
@@ -151,7 +165,8 @@ class Pyramid(VisionBackbone):
             fusion = None
             if fusions[i] is not None:
                 fusion = FUSIONS.build(fusions[i], dim, key=f"{key}.fusion")
-            self.stages.append(Stage(downsample, built, fusion))
+            average = DepthAverage(len(layers_of(built))) if config.average_layers else None
+            self.stages.append(Stage(downsample, built, fusion, average))
             self.feature_info.append({"num_chs": dim, "reduction": reduction, "module": f"stages.{i}"})
             width = dim
         self.shortcut = None
@@ -176,7 +191,7 @@ class Pyramid(VisionBackbone):
             x = stage.downsample(x)
         if self.shortcut is not None:
             x = self.shortcut(index, x, carried)
-        y = self.run_blocks(stage.blocks, x)
+        y = self.run_blocks(stage, x)
         return y if stage.fusion is None else stage.fusion(x, y)
 
     def mixers_with_grids(self, image_size: int | tuple[int, int]) -> list[tuple[Mixer, Grid]]:

@@ -6,6 +6,7 @@ Axis letters: B batch, N tokens without the class token, C channels, H heads.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -69,6 +70,10 @@ class TokenPruningBlock(MetaFormerBlock):
             key=key,
         )
         self.token_keep_rate, self.diluted = token_keep_rate, diluted
+
+    def halves(self) -> list[Callable[..., Tensor]]:
+        """Refused: an average of earlier layers would fill the zeros that mark what was pruned."""
+        raise ConfigError("block: token_pruning marks tokens by zeros; it needs average_layers=false.")
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
         """Tokens `(B, 1 + N, C)` to the same shape; `mask` `(B, 1 + N)` in place of the rows of zeros."""

@@ -5,7 +5,7 @@ Axis letters: B batch, T frames, H height, W width, C channels, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -17,6 +17,7 @@ from ..errors import ConfigError
 from ..mixers import Grid, Mixer
 from .blocks import init_weights, no_weight_decay
 from .heads import Head, UpsampleHead
+from .mamba_mixer import layers_of
 
 
 def check_image_size(size: Any, *, key: str) -> tuple[int, int]:
@@ -94,11 +95,26 @@ class VisionBackbone(nn.Module):
         """Initial values of everything but the mixers, which own theirs."""
         init_weights(self, self.config.init_std)
 
-    def run_blocks(self, blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
-        """Tokens through blocks, with recomputation in backward where it is on."""
-        for block in blocks:
-            recompute = self.grad_checkpointing and torch.is_grad_enabled() and not torch.jit.is_scripting()
-            x = checkpoint(block, x) if recompute else block(x)
+    def run_layer(self, layer: Callable[..., Tensor], x: Tensor) -> Tensor:
+        """Tokens through a block or half of one, with recomputation in backward where it is on."""
+        recompute = self.grad_checkpointing and torch.is_grad_enabled() and not torch.jit.is_scripting()
+        return checkpoint(layer, x) if recompute else layer(x)
+
+    def run_blocks(self, stage: Any, x: Tensor, outputs: list[Tensor] | None = None) -> Tensor:
+        """Tokens through the blocks of a stage.
+
+        Args:
+            stage: with `blocks` and, where earlier layers are averaged, `average`.
+            x: the tokens.
+            outputs: for an average across stages, what the layers so far gave; empty before the first.
+        """
+        if stage.average is not None:
+            outputs = [] if outputs is None else outputs
+            if not outputs:
+                outputs.append(x)
+            return stage.average(layers_of(stage.blocks), x, outputs, self.run_layer)
+        for block in stage.blocks:
+            x = self.run_layer(block, x)
         return x
 
     def tokens(self, x: Tensor) -> Tensor:

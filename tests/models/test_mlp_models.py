@@ -197,7 +197,7 @@ def test_shortcuts_of_stripmlp() -> None:
                 y = y + convs["1_2"](inputs[1])
             if i == 3:
                 y = y + convs["1_3"](convs["1_2"](inputs[1])) + convs["2_3"](inputs[2])
-            maps.append(model.run_blocks(stage.blocks, y))
+            maps.append(model.run_blocks(stage, y))
         torch.testing.assert_close(model.forward_features(x), model.map_of(maps[-1]), rtol=1e-5, atol=1e-6)
         last, shown = model.forward_intermediates(x)
         assert len(shown) == 4
