@@ -37,9 +37,11 @@ def test_scan_and_places_are_the_official_ones():
     golden = load_golden("vfimamba_ss2d")
     mixer = create_mixer("mixed_ssm", 6, official_unmerge=True)
     grid = (2, 3, 4)
-    index = mixer.order.table(grid).index.view(4, -1)
+    index = mixer.order.table(grid).index.view(-1, 4).T  # paths side by side
     assert torch.equal(index, golden["output.scan_token_ids"])
-    inverse = mixer.places.table(grid).inverse - 24 * torch.arange(4)[:, None]
+    place = mixer.places.table(grid).inverse
+    assert torch.equal(place % 4, torch.arange(4)[:, None].expand_as(place))  # each on its own path
+    inverse = place // 4
     theirs = golden["output.unmerge_positions"].flatten(1)[[0, 2, 1, 3]]  # rows and columns alternate there
     assert torch.equal(inverse, theirs)
     right = create_mixer("mixed_ssm", 6)
