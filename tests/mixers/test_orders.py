@@ -24,10 +24,16 @@ ORDERS = {
     "atrous_reversed": {"name": "atrous_reversed", "size": 3, "rate": 2},
     "atrous_joined": {"name": "atrous", "size": 2, "rate": 2, "joined": True},
     "rates": [{"name": "atrous", "size": 2, "rate": 1}, {"name": "atrous", "size": 2, "rate": 3}],
+    "boxes": {"name": "window", "size": [2, 2, 3]},
+    "boxes_moved": [
+        {"name": "window", "size": [2, 3, 4], "shift": True},
+        {"name": "window_reversed", "size": [2, 3, 4]},
+    ],
     "hilbert": "hilbert",
     "random": {"name": "random", "seed": 3},
     "interleaved": "frame_interleaved",
     "interleaved_columns": {"name": "frame_interleaved", "columns": True},
+    "interleaved_as_frames": {"name": "frame_interleaved", "columns": True, "as_frames": True},
     "rotary": "rotary_major",
     "list": ["raster", "serpentine_reversed", "hilbert", "cross_scan"],
 }
@@ -73,6 +79,12 @@ def test_what_is_read():
     assert read(Order("serpentine"), grid) == [0, 1, 2, 3, 7, 6, 5, 4, 8, 9, 10, 11]
     assert read(Order("serpentine"), (2, 2, 2)) == [0, 1, 3, 2, 6, 7, 5, 4]
     assert read(Order("frame_interleaved"), (2, 2, 2)) == [0, 4, 1, 5, 2, 6, 3, 7]
+    boxes = {"name": "window", "size": [1, 2, 3]}
+    assert read(Order(boxes, layer_index=2), (4, 4)) == [0, 1, 2, 4, 5, 6]
+    moved = Order({**boxes, "shift": True}, layer_index=2)
+    rows = [[0, 1, 0, 0], [2, 3, 0, 0], [4, 5, 8, 9], [6, 7, 10, 11], [12, 13, 0, 0], [14, 15, 0, 0]]
+    assert moved.table((4, 4)).index.view(6, 4).tolist() == rows
+    assert Order(boxes, layer_index=1).table((4, 4)).index.view(6, 4).tolist() == rows
     assert read(Order({"name": "frame_interleaved", "columns": True}), (2, 2, 2)) == [0, 4, 2, 6, 1, 5, 3, 7]
     turns = [read(Order("rotary_major", layer_index=i), (2, 2, 2)) for i in range(5)]
     assert turns[:4] == [
