@@ -3,9 +3,10 @@
     python -m mixerzoo.benchmarks.orders [--sizes 56x56x96 28x28x192] [--batch 4] [--rounds 11] [--json FILE]
 
 The baseline reads the image along the four paths one after the other: a gathered copy, a scan, and a scatter into a sum
-for each, with the same weights and the same kernel `selective_scan`. A ratio is its time over that of the mixer `ss2d`,
-the median over rounds with its quartiles; above 1 ours is faster. Memory is what a forward pass keeps for backward, and
-the peak of allocated tensors in a forward and backward pass.
+for each, with the same weights. Its scans are our kernel `selective_scan`, so that only what is around them differs; a
+second one, "loop", scans token by token, as the official code does where its CUDA extension is missing. A ratio is the
+time of a baseline over that of the mixer `ss2d`, the median over rounds with its quartiles; above 1 ours is faster.
+Memory is what a forward pass keeps for backward, and the peak of allocated tensors in a forward and backward pass.
 
 The share of an order is the time of scan and merge alone over that of a block around the mixer (norm, mixer, residual,
 norm, MLP, residual).
@@ -38,8 +39,8 @@ def paths(height: int, width: int) -> list[Tensor]:
     return [rows, columns, rows.flip(0), columns.flip(0)]
 
 
-def straightforward(mixer: SS2D, x: Tensor, order: Sequence[Tensor]) -> Tensor:
-    """What `mixer` computes on `(B, H, W, C)`, path after path."""
+def straightforward(mixer: SS2D, x: Tensor, order: Sequence[Tensor], backend: str) -> Tensor:
+    """What `mixer` computes on `(B, H, W, C)`, path after path; `backend` of the scans."""
     batch, height, width, _ = x.shape
     u = mixer.in_proj(x)
     if mixer.conv2d is not None:
@@ -58,6 +59,7 @@ def straightforward(mixer: SS2D, x: Tensor, order: Sequence[Tensor]) -> Tensor:
             mixer.D[k],
             delta_bias=mixer.dt_bias[k],
             delta_softplus=True,
+            backend=backend,
         )
         assert isinstance(y, Tensor)
         total = total.index_add(1, path, y)
@@ -121,8 +123,11 @@ def measure(size: tuple[int, int, int], batch: int, rounds: int) -> dict[str, An
     x, order = torch.randn(batch, *size), paths(height, width)
     cotangent = torch.randn_like(x)
 
-    def baseline(t: Tensor) -> Tensor:
-        return straightforward(mixer, t, order)
+    def baseline(t: Tensor, backend: str = "auto") -> Tensor:
+        return straightforward(mixer, t, order, backend)
+
+    def loop(t: Tensor) -> Tensor:
+        return baseline(t, "reference")
 
     with torch.no_grad():
         expected = baseline(x)
@@ -135,6 +140,8 @@ def measure(size: tuple[int, int, int], batch: int, rounds: int) -> dict[str, An
         seconds = interleave({name: make(f) for name, f in functions.items()}, rounds=rounds)
         row[what] = ratio(seconds["baseline"], seconds["ours"])
         row[f"{what}_ms"] = {name: 1e3 * statistics.median(s) for name, s in seconds.items()}
+        slow = interleave({"ours": make(mixer), "loop": make(loop)}, rounds=3, warmup=1)
+        row[f"{what}_loop"] = ratio(slow["loop"], slow["ours"])
     for name, function in functions.items():
         row[f"{name}_kept_bytes"] = measure_activation_bytes(function, x)
         row[f"{name}_peak_bytes"] = peak_bytes(_both(function, x, cotangent))
@@ -179,10 +186,12 @@ def main() -> None:
         rows.append(row)
         print("x".join(map(str, size)))
         for what, title in (("forward", "forward"), ("both", "forward and backward")):
-            r, ms, share = row[what], row[f"{what}_ms"], row["order_share"][what]
+            r, ms, share = row[what], row[f"{what}_ms"], row["order_share"][what]["ratio"]
+            loop = row[f"{what}_loop"]["ratio"]
             print(
                 f"  {title}: {r['ratio']:.2f} times as fast ({r['low']:.2f} to {r['high']:.2f}); {ms['ours']:.1f} ms "
-                f"against {ms['baseline']:.1f} ms; scan and merge are {share['ratio']:.1%} of a block"
+                f"against {ms['baseline']:.1f} ms; {loop:.1f} times as fast as the loop; scan and merge are "
+                f"{share:.1%} of a block"
             )
         mib = {key: row[f"{key}_bytes"] / 2**20 for key in ("ours_kept", "baseline_kept", "ours_peak", "baseline_peak")}
         print(
