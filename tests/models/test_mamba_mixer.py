@@ -158,3 +158,22 @@ def test_reach_of_the_atrous_pyramid_grows() -> None:
         assert mixer is stage.blocks[0].mixer
     assert reach == [(28, 1), (112, 2), (224, 2), (224, 1)]
     assert model(torch.randn(1, 3, 96, 64)).isfinite().all()  # windows that do not divide the maps
+
+
+def test_channel_mixer_in_a_language_model() -> None:
+    """It looks at each token alone, so that a causal model stays causal."""
+    torch.manual_seed(0)
+    model = create_model(
+        "mamba_tiny", dim=32, depth=2, vocab_size=17, channel_mixer={"name": "selective_channel"}
+    ).eval()
+    ids = torch.randint(17, (1, 9))
+    changed = ids.clone()
+    changed[:, 6:] = (changed[:, 6:] + 1) % 17
+    with torch.no_grad():
+        a, b = model(ids), model(changed)
+    torch.testing.assert_close(a[:, :6], b[:, :6], rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(a[:, 6:], b[:, 6:], atol=1e-3)
+    exempt = model.no_weight_decay()
+    inner = [n for n, _ in model.named_parameters() if ".channel_mixer." in n]
+    assert any(n.endswith("A_log") and n in exempt for n in inner)
+    assert any(n.endswith("enter.weight") and n not in exempt for n in inner)
