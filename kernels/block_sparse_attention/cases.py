@@ -95,6 +95,8 @@ def roofline() -> list[Cost]:
     rows = 2 * length * heads * size * 2 + 4 * length * heads
     area = active * (heads // groups) * block * block
     sizes = "Llama-3-8B layer: 32768 tokens, 32 heads of 128, 8 of keys, 25% of the causal blocks of 128"
+    keys = 2 * length * groups * size * 2
     return [
-        Cost("block_sparse_attention forward", sizes, rows + 2 * length * groups * size * 2, matmul=4 * area * size)
+        Cost("block_sparse_attention forward", sizes, rows + keys, matmul=4 * area * size),
+        Cost("block_sparse_attention with backward", sizes, 2 * (rows + keys), matmul=14 * area * size),
     ]

@@ -60,4 +60,8 @@ def roofline() -> list[Cost]:
     return [
         Cost("causal_conv1d forward", size, 2 * 2 * numbers + parameters, other=(2 * taps + 5) * numbers),
         Cost("causal_conv1d with backward", size, 2 * 4 * numbers + 2 * parameters, other=(8 * taps + 16) * numbers),
-    ]
+        Cost(
+            "causal_conv1d_step", "Mamba-130M: (64, 1536), 4 taps, bf16",
+            2 * 64 * 1536 * (2 + 2 * (taps - 1)) + parameters, other=64 * 1536 * (2 * taps + 5),
+        ),
+    ]  # fmt: skip

@@ -82,8 +82,16 @@ def roofline() -> list[Cost]:
     tokens, heads, keys, size = 8 * 2048, 8, 128, 128
     read = 2 * tokens * heads * (2 * keys + size) + 8 * tokens * heads
     flops = tokens * heads * 4 * keys * size
+    # a step: the state in float32 once in and once out
+    step = 2 * 4 * 64 * heads * keys * size + 2 * 64 * heads * (2 * keys + 2 * size) + 8 * 64 * heads
     label, sizes = "delta_rule", "Gated DeltaNet 340M: 8 heads, K 128, V 128, 16384 tokens"
     return [
         Cost(f"{label} forward", sizes, read + 2 * tokens * heads * size, matmul=flops),
-        Cost(f"{label} forward and backward", sizes, 2 * read + 4 * tokens * heads * size, matmul=3 * flops),
+        Cost(f"{label} with backward", sizes, 2 * read + 4 * tokens * heads * size, matmul=3 * flops),
+        Cost(
+            f"{label}_step",
+            "Gated DeltaNet 340M: 64 rows, 8 heads, K 128, V 128",
+            step,
+            other=7 * 64 * heads * keys * size,
+        ),
     ]

@@ -33,5 +33,5 @@ def case_sequence() -> dict[str, int]:
 
 def roofline() -> list[Cost]:
     """S2-MLP-wide at 224 x 224 and batch 64."""
-    size = 2 * 64 * 14 * 14 * 384
-    return [Cost("shift with backward", "S2-MLP: (64, 14, 14, 384) bf16", 4 * size)]
+    tokens, size = 2 * 64 * 14 * 14 * 384, "S2-MLP: (64, 14, 14, 384) bf16"
+    return [Cost("shift forward", size, 2 * tokens), Cost("shift with backward", size, 4 * tokens)]
