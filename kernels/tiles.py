@@ -118,6 +118,11 @@ def block(size: int, largest: int = 1 << 30) -> int:
     return min(largest, max(16, triton.next_power_of_2(size)))
 
 
+def levels(chunk: int) -> int:
+    """How often a chunk of tokens, a power of two, is halved until single tokens are left."""
+    return chunk.bit_length() - 1
+
+
 def on_nvidia() -> bool:
     """Whether kernels are compiled for a chip of NVIDIA's. The interpreter counts as one."""
     if knobs.runtime.interpret:
@@ -135,6 +140,12 @@ def precision(dtype: torch.dtype) -> str:
     if dtype != torch.float32 or torch.get_float32_matmul_precision() != "highest":
         return "tf32"
     return "tf32x3" if on_nvidia() and not INTERPRETED.value else "ieee"
+
+
+def halving(dtype: torch.dtype) -> int:
+    """By what tiles of float32 are narrower, so that they stay in registers: numbers take twice the room, and for each
+    of the three products in one an operand is taken apart (`precision`)."""
+    return 2 if dtype == torch.float32 else 1
 
 
 def given(x: Tensor | None, stand_in: Tensor) -> Tensor:

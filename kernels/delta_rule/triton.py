@@ -21,6 +21,8 @@ from ..tiles import (
     block,
     dot,
     given,
+    halving,
+    levels,
     load_column,
     load_documents,
     load_tile,
@@ -30,10 +32,6 @@ from ..tiles import (
     store_tile,
     strides,
 )
-
-CHUNK = 32  # C: the gradients of a chunk need some ten tiles at a time
-LEVELS = 5  # log2(C)
-KEYS = 32  # of a program that computes gradients: with 64 it spills on some chips
 
 
 @triton.jit
@@ -279,19 +277,25 @@ def _gradients_kernel(
 # -- host code
 
 
+def chunk_of(k: Tensor) -> int:
+    """Tokens of a chunk (C): the gradients of a chunk need some ten tiles at a time."""
+    return 32 // halving(k.dtype)
+
+
 def _constants(k: Tensor, v: Tensor, g: Tensor | None, index: Tensor | None) -> dict:
     keys, size = k.shape[-1], v.shape[-1]
     return {
-        "K": keys, "V": size, "C": CHUNK, "BLOCK_K": block(keys), "BLOCK_V": block(size, 32),
+        "K": keys, "V": size, "C": chunk_of(k), "BLOCK_K": block(keys), "BLOCK_V": block(size, 32),
         "HAS_G": g is not None, "HAS_INDEX": index is not None, "PRECISION": precision(v.dtype), "num_warps": 4,
     }  # fmt: skip
 
 
-def state_tiles(keys: int) -> tuple[int, int]:
+def state_tiles(k: Tensor) -> tuple[int, int]:
     """Columns of the values that a program with a state (K x columns) in registers takes, and its warps."""
-    if keys <= 64:
-        return 64, 4
-    return 32 if keys <= 128 else 16, 8 if on_nvidia() else 4
+    keys, warps = k.shape[-1], 8 if on_nvidia() else 4
+    if k.dtype == torch.float32:
+        return 16, warps
+    return (64, 4) if keys <= 64 else (32 if keys <= 128 else 16, warps)
 
 
 def _states(
@@ -300,18 +304,18 @@ def _states(
     """Inverses (B, H, n, C, C), states before every chunk, corrected values, and the last state."""
     batch, length, heads, size = v.shape
     keys = k.shape[3]
-    chunks = triton.cdiv(length, CHUNK)
+    chunks = triton.cdiv(length, chunk_of(k))
     constants = _constants(k, v, g, index)
-    inverse = v.new_empty(batch, heads, chunks, CHUNK, CHUNK)
+    inverse = v.new_empty(batch, heads, chunks, chunk_of(k), chunk_of(k))
     _solve_kernel[batch * heads * chunks,](
         k, beta, given(g, v), given(index, v), inverse,
-        length, heads, *strides(k), *strides(beta), *strides(g), LEVELS=LEVELS, num_stages=2,
+        length, heads, *strides(k), *strides(beta), *strides(g), LEVELS=levels(constants["C"]), num_stages=2,
         **{n: c for n, c in constants.items() if n not in ("V", "BLOCK_V")} | {"BLOCK_K": block(keys, 64)},
     )  # fmt: skip
     starts = v.new_empty(batch, heads, chunks, keys, size)
     corrected = torch.empty(v.shape, dtype=v.dtype, device=v.device)
     final = last_state(k, v)
-    columns, warps = state_tiles(keys)
+    columns, warps = state_tiles(k)
     columns = block(size, columns)
     _states_kernel[batch * heads, triton.cdiv(size, columns)](
         k, v, beta, given(g, v), given(index, v), inverse, given(initial, v), starts, corrected, final,
@@ -329,8 +333,8 @@ def _forward(
     q, k, v, initial = rows(q), rows(k), rows(v), dense(initial)
     _, starts, corrected, final = _states(k, v, beta, g, initial, index)
     y = torch.empty(v.shape, dtype=v.dtype, device=v.device)
-    columns = block(size, output_tiles(k.shape[3])[1])
-    output_kernel[batch * heads * triton.cdiv(length, CHUNK), triton.cdiv(size, columns)](
+    columns = block(size, output_tiles(k)[1])
+    output_kernel[batch * heads * triton.cdiv(length, chunk_of(k)), triton.cdiv(size, columns)](
         q, k, corrected, given(g, v), v, given(index, v), v, starts, y, v,
         scale, length, heads, 1, 1,
         *strides(q), *strides(k), *strides(corrected), *strides(g), *strides(None),
@@ -351,7 +355,7 @@ def _backward(
     inverse, starts, corrected, _ = _states(k, v, beta, g, initial, index)
     d_ends, d_wrong = torch.empty_like(starts), torch.empty_like(corrected)
     constants = _constants(k, v, g, index)
-    columns, warps = state_tiles(keys)
+    columns, warps = state_tiles(k)
     columns = block(size, columns)
     _state_gradients_kernel[batch * heads, triton.cdiv(size, columns)](
         q, k, beta, given(g, v), given(index, v), dy, inverse, given(d_final, v), d_ends, d_wrong, d_initial,
@@ -359,16 +363,17 @@ def _backward(
         HAS_FINAL=d_final is not None, HAS_INITIAL=initial is not None, num_stages=2,
         **constants | {"BLOCK_V": columns, "num_warps": warps},
     )  # fmt: skip
-    blocks = triton.cdiv(keys, KEYS)
+    block_k = block(keys, 32 // halving(k.dtype))  # with 64 it spills on some chips
+    blocks = triton.cdiv(keys, block_k)
     if blocks > 1:
         dbeta, dg_parts = (v.new_empty(blocks, batch, length, heads, dtype=torch.float32) for _ in range(2))
     else:
         dg_parts = dg
-    _gradients_kernel[batch * heads * triton.cdiv(length, CHUNK), blocks](
+    _gradients_kernel[batch * heads * triton.cdiv(length, chunk_of(k)), blocks](
         q, k, v, beta, given(g, v), given(index, v), dy, starts, corrected, d_ends, d_wrong, dq, dk, dv, dbeta,
         dg_parts, scale, batch, length, heads,
         *strides(q), *strides(k), *strides(v), *strides(beta), *strides(g), *strides(dy),
-        num_stages=1, **constants | {"BLOCK_K": block(keys, KEYS), "BLOCK_V": 16},
+        num_stages=1, **constants | {"BLOCK_K": block_k, "BLOCK_V": 16},
     )  # fmt: skip
     if blocks > 1:
         dbeta = dbeta.sum(0).to(beta.dtype)

@@ -68,6 +68,11 @@ def case_backward_128() -> dict[str, int]:
 case_backward_128.matmul = True  # type: ignore[attr-defined]
 
 
+def case_backward_float32() -> dict[str, int]:
+    """Forward and backward in float32, exact products."""
+    return _backward({name: x.float() for name, x in _inputs(1, 40, 2, 64, 64).items()})
+
+
 def case_step() -> dict[str, int]:
     """One token."""
     x = {name: tensor[:, 0] for name, tensor in _inputs(4, 1, 2, 64, 64).items()}
@@ -81,8 +86,11 @@ def roofline() -> list[Cost]:
     tokens, heads, keys, size = 8 * 2048, 4, 128, 256
     read = 2 * tokens * heads * (3 * keys + size)
     flops = tokens * heads * 4 * keys * size
+    # a step: the state in float32 once in and once out
+    step = 2 * 4 * 64 * heads * keys * size + 2 * 64 * heads * (3 * keys + 2 * size)
     label, sizes = "gla", "GLA 340M: 4 heads, K 128, V 256, 16384 tokens"
     return [
         Cost(f"{label} forward", sizes, read + 2 * tokens * heads * size, matmul=flops),
-        Cost(f"{label} forward and backward", sizes, 2 * read + 4 * tokens * heads * size, matmul=3 * flops),
+        Cost(f"{label} with backward", sizes, 2 * read + 4 * tokens * heads * size, matmul=3 * flops),
+        Cost(f"{label}_step", "GLA 340M: 64 rows, 4 heads, K 128, V 256", step, other=5 * 64 * heads * keys * size),
     ]

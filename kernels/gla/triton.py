@@ -15,10 +15,20 @@ import triton.language as tl
 from torch import Tensor
 
 from ..chunked import dense, last_state, like, register_scan, run_scan
-from ..tiles import block, dot, given, load_documents, load_tile, precision, rows, store_tile, strides
+from ..tiles import (
+    block,
+    dot,
+    given,
+    halving,
+    levels,
+    load_documents,
+    load_tile,
+    precision,
+    rows,
+    store_tile,
+    strides,
+)
 
-CHUNK = 32  # C: tiles of 64 tokens with their decays are too much for the registers
-LEVELS = 5  # log2(C)
 KEYS = 16  # of a program that computes gradients: with 32 it spills
 
 
@@ -265,10 +275,15 @@ def _gradients_kernel(
 # -- host code
 
 
+def chunk_of(k: Tensor) -> int:
+    """Tokens of a chunk (C): tiles of 64 with their decays are too much for the registers, in float32 of 32, too."""
+    return 32 // halving(k.dtype)
+
+
 def _constants(k: Tensor, v: Tensor, index: Tensor | None) -> dict:
     keys, size = k.shape[-1], v.shape[-1]
     return {
-        "K": keys, "V": size, "C": CHUNK, "BLOCK_K": block(keys, 64), "BLOCK_V": block(size, 64),
+        "K": keys, "V": size, "C": chunk_of(k), "BLOCK_K": block(keys, 64), "BLOCK_V": block(size, 64),
         "HAS_INDEX": index is not None, "PRECISION": precision(v.dtype), "num_warps": 4,
     }  # fmt: skip
 
@@ -279,7 +294,7 @@ def _states(
     """The state (B, H, n, K, V) before every chunk, in the dtype of v; fills `final`."""
     batch, length, heads, size = v.shape
     keys = k.shape[3]
-    starts = v.new_empty(batch, heads, triton.cdiv(length, CHUNK), keys, size)
+    starts = v.new_empty(batch, heads, triton.cdiv(length, chunk_of(k)), keys, size)
     _states_kernel[batch * heads, triton.cdiv(keys, block(keys, 64)), triton.cdiv(size, 64)](
         k, v, g, given(index, v), given(initial, v), starts, given(final, v),
         length, heads, *strides(k), *strides(v), *strides(g),
@@ -295,10 +310,13 @@ def _product(
     batch, length, heads, size = x.shape
     keys = k.shape[3]
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    _product_kernel[batch * heads * triton.cdiv(length, CHUNK), triton.cdiv(size, 64)](
+    half = halving(x.dtype)
+    columns, constants = block(size, 64 // half), _constants(k, x, index)
+    _product_kernel[batch * heads * triton.cdiv(length, chunk_of(k)), triton.cdiv(size, columns)](
         q, k, x, g, given(index, x), states, y,
         scale, length, heads, *strides(q), *strides(k), *strides(x), *strides(g),
-        LEVELS=LEVELS, BACKWARD=back, num_stages=1, **_constants(k, x, index) | {"BLOCK_K": block(keys, 32)},
+        LEVELS=levels(constants["C"]), BACKWARD=back, num_stages=1,
+        **constants | {"BLOCK_K": block(keys, 32 // half), "BLOCK_V": columns},
     )  # fmt: skip
     return y
 
@@ -337,10 +355,10 @@ def _backward(
         HAS_FINAL=d_final is not None, HAS_INITIAL=initial is not None, num_stages=3, **constants,
     )  # fmt: skip
     dv = _product(q, k, dy, g, scale, index, d_ends, True)
-    _gradients_kernel[batch * heads * triton.cdiv(length, CHUNK), triton.cdiv(keys, KEYS)](
+    _gradients_kernel[batch * heads * triton.cdiv(length, chunk_of(k)), triton.cdiv(keys, KEYS)](
         q, k, v, g, given(index, v), dy, starts, d_ends, dq, dk, dg,
         scale, length, heads, *strides(q), *strides(k), *strides(v), *strides(g), *strides(dy),
-        LEVELS=LEVELS, num_stages=1, **constants | {"BLOCK_K": KEYS, "BLOCK_V": 16},
+        LEVELS=levels(constants["C"]), num_stages=1, **constants | {"BLOCK_K": KEYS, "BLOCK_V": 16},
     )  # fmt: skip
     return dq, dk, dv, dg, d_initial
 

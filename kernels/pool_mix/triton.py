@@ -4,8 +4,9 @@ b sample, t frame, h row, w column, c channel; all grids are brought to (T, H, W
 
 A program owns TH x TW positions and CB channels. It walks over the TH + 2 r rows that these see, adds up each row's
 window (one load for every cell of its width, the neighbours from the cache) and adds that sum to the outputs whose
-window holds the row. The gradient is the mirrored sum over a gradient divided by the counts, by the same kernel. Counts
-follow from the position; where masks or documents enter, the forward pass writes them down, one number per token.
+window holds the row; the cells in the middle are kept, to be subtracted. The gradient is the mirrored sum over a
+gradient divided by the counts, by the same kernel. Counts follow from the position; where masks or documents enter, the
+forward pass writes them down, one number per token.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ def pool_mix_kernel(
     if document_ptr is not None:
         document = tl.load(document_ptr + sample + h, mask=h < height, other=-1)
     total = tl.zeros((TH, TW, CB), tl.float32)
+    centre = tl.zeros((TH, TW, CB), tl.float32)
     count = tl.zeros((TH, TW), tl.float32)
     for dt in range(-BT, AT + 1):
         for i in range(-BH, TH + AH):
@@ -70,6 +72,9 @@ def pool_mix_kernel(
                 at = b * x_b + tl.cast(t + dt, tl.int64) * x_t + tl.cast(row, tl.int64) * x_h + column * x_w
                 x = tl.load(x_ptr + at[:, None] + c[None, :], mask=valid[:, None] & real[None, :], other=0.0)
                 x = x.to(tl.float32)
+                if j == BW:  # masked cells come as 0; their outputs are 0 in any case
+                    own = (h == row) & (dt == 0)
+                    centre += tl.where(own[:, None, None], x[None, :, :], 0.0)
                 if TRANSPOSED:
                     if COUNTED:
                         inverse = tl.load(inverse_ptr + sample + at_row + column, mask=valid, other=0.0)
@@ -101,9 +106,7 @@ def pool_mix_kernel(
                 _cells(t, frames, BT, AT) * _cells(h, height, BH, AH)[:, None] * _cells(w, width, BW, AW)[None, :]
             )
         total *= inverse[:, :, None]
-    at = b * x_b + tl.cast(t, tl.int64) * x_t + tl.cast(h, tl.int64)[:, None] * x_h + w[None, :] * x_w
-    x = tl.load(x_ptr + at[:, :, None] + c[None, None, :], mask=valid[:, :, None] & real[None, None, :], other=0.0)
-    y = tl.where(valid[:, :, None], total - x.to(tl.float32), 0.0)
+    y = tl.where(valid[:, :, None], total - centre, 0.0)
     at = (sample + position)[:, :, None] * channels + c[None, None, :]
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=inside[:, :, None] & real[None, None, :])
 

@@ -21,9 +21,11 @@ from ..tiles import (
     block,
     dot,
     given,
+    halving,
     load_column,
     load_documents,
     load_tile,
+    on_nvidia,
     rows,
     store_tile,
     strides,
@@ -236,11 +238,10 @@ def _forward(
     initial: Tensor | None,
     index: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    batch, length, heads, size = v.shape
     q, k, v, initial = rows(q), rows(k), rows(v), dense(initial)
     final = last_state(k, v)
-    span = span_of(batch, length, heads, k.shape[3], size)
-    starts = None if span >= triton.cdiv(length, chunk_of(k.shape[3])) else states(k, v, g, beta, initial, index, span)
+    span = span_of(k, v)
+    starts = None if span >= triton.cdiv(v.shape[1], chunk_of(k)) else states(k, v, g, beta, initial, index, span)
     return outputs(q, k, v, g, beta, scale, initial, index, starts, span, final), final
 
 
@@ -260,7 +261,7 @@ def _backward(
     groups, keys = q.shape[2:]
     group = heads // groups
     q, k, v, dy, initial, d_final = rows(q), rows(k), rows(v), rows(dy), dense(initial), dense(d_final)
-    chunks = triton.cdiv(length, chunk_of(k.shape[3]))
+    chunks = triton.cdiv(length, chunk_of(k))
     common = constants(k, v, g, beta, index)
     starts = states(k, v, g, beta, initial, index, 1)
     d_ends = torch.empty_like(starts)
@@ -284,16 +285,17 @@ def _backward(
     sent = v.new_empty(0 if g is None else (batch, length, heads), dtype=torch.float32)
     shape = (scale, batch, length, heads, group, share)
     steps = (*strides(q), *strides(k), *strides(v), *strides(g), *strides(beta), *strides(dy))
-    if g is not None and keys > 64:  # the read kernel takes 64 keys at a time: with more it spills
-        dg = v.new_empty(triton.cdiv(keys, 64), batch, length, heads, dtype=torch.float32)
+    read_k = block(keys, 64 // halving(k.dtype))  # the read kernel takes so many keys at a time: with more it spills
+    if g is not None and keys > read_k:
+        dg = v.new_empty(triton.cdiv(keys, read_k), batch, length, heads, dtype=torch.float32)
     _write_gradients_kernel[batch * chunks, parts * groups](
         q, k, v, given(g, v), given(beta, v), given(index, v), dy, d_ends, dk, dv, dbeta, sent,
         *shape, *steps, **common | {"BLOCK_V": 16}, BLOCK_K=block(keys),
-        num_warps=4, num_stages=1,
+        num_warps=4 * halving(k.dtype) if on_nvidia() else 4, num_stages=1,
     )  # fmt: skip
-    _read_gradients_kernel[batch * chunks, parts * groups, triton.cdiv(keys, block_k)](
+    _read_gradients_kernel[batch * chunks, parts * groups, triton.cdiv(keys, read_k)](
         q, k, v, given(g, v), given(beta, v), given(index, v), dy, starts, d_ends, sent, dq, dg,
-        *shape, *steps, **common | {"BLOCK_V": 16}, BLOCK_K=block_k, num_warps=4, num_stages=1,
+        *shape, *steps, **common | {"BLOCK_V": 16}, BLOCK_K=read_k, num_warps=4, num_stages=1,
     )  # fmt: skip
     if parts > 1:
         dq, dk = dq.sum(0).to(q.dtype), dk.sum(0).to(k.dtype)

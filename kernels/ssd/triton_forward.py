@@ -14,6 +14,7 @@ from ..tiles import (
     block,
     dot,
     given,
+    halving,
     load_column,
     load_documents,
     load_tile,
@@ -135,39 +136,43 @@ def output_kernel(
 # -- host code
 
 
-def chunk_of(keys: int) -> int:
-    """Tokens of a chunk (C). More keys than 64 leave registers for tiles of 32 tokens only."""
-    return 64 if keys <= 64 else 32
+def chunk_of(k: Tensor) -> int:
+    """Tokens of a chunk (C). More keys than 64 leave registers for half as many only, float32 for 16."""
+    if k.dtype == torch.float32:
+        return 16
+    return 64 if k.shape[-1] <= 64 else 32
 
 
 def constants(k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor | None, index: Tensor | None) -> dict:
     """What all kernels take as constants."""
     keys, size = k.shape[-1], v.shape[-1]
     return {
-        "K": keys, "V": size, "C": chunk_of(keys), "BLOCK_V": block(size, 64), "PRECISION": precision(v.dtype),
+        "K": keys, "V": size, "C": chunk_of(k), "BLOCK_V": block(size, 64), "PRECISION": precision(v.dtype),
         "HAS_G": g is not None, "HAS_BETA": beta is not None, "HAS_INDEX": index is not None,
     }  # fmt: skip
 
 
-def output_tiles(keys: int) -> tuple[int, int]:
+def output_tiles(k: Tensor) -> tuple[int, int]:
     """Tokens of a chunk and columns of the values that a program of `output_kernel` takes at a time.
 
     K x columns numbers of state and some C x K of queries and keys must fit the registers: with 64 tokens they do not,
     from 65 keys on neither with 32.
     """
+    keys, half = k.shape[-1], halving(k.dtype)
     if keys <= 64:
-        return 32, 64
-    return 16, 32 if keys <= 128 else 16
+        return 32 // half, 64 // half
+    return 16, 32 // half if keys <= 128 else 16
 
 
-def span_of(batch: int, length: int, heads: int, keys: int, size: int) -> int:
+def span_of(k: Tensor, v: Tensor) -> int:
     """Chunks that a program of the forward pass walks over.
 
     All of them while a sequence is short (16 chunks take about as long as another launch) or there are many, else as
     many as leave `PROGRAMS` programs, but not fewer than 4: each stretch costs one state in memory, K V numbers
     against 4 C (2 K + 2 V) for its tokens.
     """
-    chunks = triton.cdiv(length, chunk_of(keys))
+    batch, length, heads, size = v.shape
+    chunks = triton.cdiv(length, chunk_of(k))
     programs = batch * heads * triton.cdiv(size, 64)
     if chunks <= 16 or programs >= PROGRAMS:
         return chunks
@@ -180,7 +185,7 @@ def states(
     """The state (B, H, n / span, K, V) before every `span` chunks, in the dtype of v."""
     batch, length, heads, size = v.shape
     keys = k.shape[3]
-    starts = v.new_empty(batch, heads, triton.cdiv(length, chunk_of(keys) * span), keys, size)
+    starts = v.new_empty(batch, heads, triton.cdiv(length, chunk_of(k) * span), keys, size)
     block_k = block(keys, 64)
     grid = (batch * heads, triton.cdiv(keys, block_k), triton.cdiv(size, block(size, 64)))
     _states_kernel[grid](
@@ -209,8 +214,8 @@ def outputs(
     """y (B, L, H, V) from the states before every `span` chunks (None: from `initial`); fills `final`."""
     batch, length, heads, size = v.shape
     y = torch.empty(v.shape, dtype=v.dtype, device=v.device)
-    whole = chunk_of(k.shape[3])
-    chunk, columns = output_tiles(k.shape[3])
+    whole = chunk_of(k)
+    chunk, columns = output_tiles(k)
     columns = block(size, columns)
     grid = (batch * heads * triton.cdiv(length, whole * span), triton.cdiv(size, columns))
     output_kernel[grid](
@@ -219,6 +224,6 @@ def outputs(
         *strides(q), *strides(k), *strides(v), *strides(g), *strides(beta),
         BLOCK_K=block(k.shape[3]), HAS_INITIAL=initial is not None, HAS_STARTS=starts is not None,
         HAS_FINAL=final is not None, **constants(k, v, g, beta, index) | {"BLOCK_V": columns, "C": chunk},
-        num_warps=4, num_stages=2,
+        num_warps=4, num_stages=2 // halving(k.dtype),
     )  # fmt: skip
     return y

@@ -13,20 +13,21 @@ from mixerzoo.kernels.discovery import find_cases, find_rooflines
 from mixerzoo.kernels.document import replaced, roofline_table
 from mixerzoo.kernels.traffic import DOCUMENT, Traffic, documented, growth, main, measure
 
-# what the ops were built to: bytes by compulsory bytes, launches
+# Bytes by compulsory bytes, and launches: close above what is measured, and never above what was asked, of which
+# `docs/kernels.md` has a table.
 LIMITS = {
-    "selective_scan.forward": (1.3, 1),
-    "selective_scan.backward": (2.5, 4),
-    "causal_conv1d.forward": (1.5, 1),
-    "pool_mix.forward": (3.0, 1),  # neighbouring columns are asked for again, from the cache
-    "spectral_mlp.forward": (1.2, 1),
-    "spectral_mlp.backward": (2.0, 9),
-    "block_sparse_attention.forward": (1.1, 1),
-    "block_sparse_attention.forward_large": (1.1, 1),
-    "ssd.forward": (2.0, 3),
-    "ssd.backward": (4.5, 8),
-    "gla.forward": (4.0, 5),
-    "delta_rule.forward": (3.5, 7),
+    "selective_scan.forward": (1.1, 1),
+    "selective_scan.backward": (2.2, 4),
+    "causal_conv1d.forward": (1.1, 1),
+    "pool_mix.forward": (2.4, 1),  # neighbouring columns are asked for again, from the cache
+    "spectral_mlp.forward": (1.15, 1),
+    "spectral_mlp.backward": (1.5, 2),
+    "block_sparse_attention.forward": (1.05, 1),
+    "block_sparse_attention.forward_large": (1.05, 1),
+    "ssd.forward": (1.1, 1),
+    "ssd.backward": (3.1, 5),
+    "gla.forward": (2.5, 2),
+    "delta_rule.forward": (3.4, 3),
 }
 
 
