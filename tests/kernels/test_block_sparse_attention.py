@@ -227,6 +227,10 @@ def test_errors(change, match):
 SUM = "acc = dot(weights.to(v_tile.dtype), v_tile, PRECISION, acc{})"
 DQ = "acc = dot(d_scores.to(k_tile.dtype), k_tile, PRECISION{})"
 DV = "dv_sum = dot(weights.to(d_tile.dtype), d_tile, PRECISION{})"
+LOAD = '"""(tokens, D) of a tensor whose last axis is contiguous; zero where there is none."""\n' + (
+    "    channel = tl.arange(0, BLOCK_D)\n"
+    "    start = tl.cast(token, tl.int64) * stride_t + tl.cast(head, tl.int64) * stride_h"
+)
 MUTANTS = [
     ("causal_groups", "seen &= q_pos >= k_pos", "seen &= q_pos > k_pos"),
     ("causal_groups", SUM.format(" * shrink[:, None]"), SUM.format("")),
@@ -236,6 +240,7 @@ MUTANTS = [
     ("permuted", "token = tl.cast(tl.load(k_index + token, mask=inside, other=0), tl.int32)", "pass"),
     ("packed_padded", "seen &= q_doc == k_doc", "seen &= q_doc >= k_doc"),
     ("lengths", "inside &= token < keys", "inside &= token <= keys"),
+    ("causal_groups", LOAD, LOAD.replace("* stride_t", "* D")),
 ]  # fmt: skip
 
 

@@ -142,6 +142,7 @@ MUTANTS = [  # text of the kernel, its broken form, the case that exposes it
     ("(row >= 0)", "(row >= 1)", "image"),
     ("line += x", "line = x", "image"),
     ("(row - h <= AH)", "(row - h < AH)", "image"),
+    ("own = (h == row) &", "own = (h == row + 1) &", "image"),
     ("x *= inverse[:, None]", "x *= 1.0", "image"),
     ("column * x_w", "column * channels", "strided"),
     ("valid.to(tl.float32)", "1.0 + valid.to(tl.float32) * 0.0", "sequence"),

@@ -154,6 +154,7 @@ def test_large_blocks_go_to_library_products():
 
 MUTANTS = [
     ("return r // modes * x_b", "return r // modes * x_c"),
+    ("r % modes * x_m, r < count", "r % modes * x_m, r < count - 1"),
     ("real = dot(-x_imag[i]", "real = dot(x_imag[i]"),
     ("v - threshold, tl.where", "v, tl.where"),
     ("dw2_imag = dot(tl.trans(-a_imag), g_real, PRECISION, dw2_imag)", "dw2_imag = dw2_imag"),

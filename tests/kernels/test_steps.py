@@ -1,4 +1,7 @@
-"""Single steps of `ssd`, `gla` and `delta_rule` on Triton (one kernel, `kernels/chunked_step.py`), interpreted."""
+"""Single steps of `ssd`, `gla` and `delta_rule` on Triton (one kernel, `kernels/chunked_step.py`), interpreted.
+
+Those of `selective_scan` and `causal_conv1d` are compared in their own files; here are their mutants.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from functools import partial
 import pytest
 import torch
 from mixerzoo.errors import ConfigError
-from mixerzoo.kernels import delta_rule_step, gla_step, ssd_step
+from mixerzoo.kernels import causal_conv1d_step, delta_rule_step, gla_step, selective_scan_step, ssd_step
 from mixerzoo.tests.kernels.scans import scan_inputs
 from mixerzoo.tests.kernels.utils import agrees, error, mutated, widen
 
@@ -89,3 +92,61 @@ def test_broken_kernel_is_caught(op, old, new, tmp_path):
     inputs = step_inputs(op, 2, 4, 3, 5, groups=2 if op == "ssd" else None)
     with mutated("", old, new, tmp_path, files=("chunked_step",)):
         assert not agrees(lambda: check(op, inputs))
+
+
+def check_scan_step():
+    u, delta, z = torch.randn(3, 2, 4, 6, generator=torch.Generator().manual_seed(0))[
+        :, :, 1
+    ]  # rows of a longer memory
+    b, c = torch.randn(2, 2, 4, 2, 3, generator=torch.Generator().manual_seed(1))[:, :, 1]
+    A, state = -torch.rand(6, 3, generator=torch.Generator().manual_seed(2)), torch.ones(2, 6, 3)
+    tensors = {
+        "u_t": u,
+        "delta_t": delta.abs(),
+        "A": A,
+        "B_t": b,
+        "C_t": c,
+        "D": torch.ones(6),
+        "state": state,
+        "z_t": z,
+    }
+    ours = selective_scan_step(**tensors, backend="triton")
+    for a, b in zip(ours, selective_scan_step(**widen(tensors), backend="reference"), strict=True):
+        assert error(a, b) < 1e-6
+
+
+def check_conv_step():
+    x = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0))[:, 1]
+    weight, state = torch.randn(5, 4, generator=torch.Generator().manual_seed(1)), torch.randn(2, 3, 5)
+    tensors = {"x_t": x, "weight": weight, "bias": torch.ones(5), "state": state}
+    ours = causal_conv1d_step(**tensors, backend="triton")
+    for a, b in zip(ours, causal_conv1d_step(**widen(tensors), backend="reference"), strict=True):
+        assert error(a, b) < 1e-6
+
+
+STEPS = {"selective_scan": ("triton_step", check_scan_step), "causal_conv1d": ("triton", check_conv_step)}
+STEP_MUTANTS = [
+    ("selective_scan", "(n[None, :] < N)", "(n[None, :] < N - 1)"),
+    ("selective_scan", "y += tl.load(D_ptr", "y = tl.load(D_ptr"),
+    ("selective_scan", "group[:, None] * B_g", "group[:, None] * N2"),
+    (
+        "causal_conv1d",
+        "state_ptr + at + k * channels, mask=real",
+        "state_ptr + at + k * channels, mask=c < channels - 1",
+    ),
+    ("causal_conv1d", "y += tl.load(weight_ptr + c * K + k", "y = tl.load(weight_ptr + c * K + k"),
+    ("causal_conv1d", "x_ptr + row * x_b + c, mask", "x_ptr + row * channels + c, mask"),
+    ("causal_conv1d", "new_ptr + at + (k - 1) * channels", "new_ptr + at + k * channels"),
+]
+
+
+@pytest.mark.parametrize("op", STEPS)
+def test_the_unbroken_kernel_passes_the_same_check(op):
+    STEPS[op][1]()
+
+
+@pytest.mark.parametrize(("op", "old", "new"), STEP_MUTANTS)
+def test_broken_step_is_caught(op, old, new, tmp_path):
+    file, passes = STEPS[op]
+    with mutated(op, old, new, tmp_path, files=(file,)):
+        assert not agrees(passes)
