@@ -235,6 +235,8 @@ def rotary_major(base: Tensor, *, layer_index: int = 0, turn: int | None = None)
     In turn: frame by frame in rows; frame by frame in columns; pixel by pixel through the frames, the pixels in rows;
     the same in columns.
 
+    The four turns are from memory of the paper and unchecked; there is no official code.
+
     Args:
         base: the grid.
         layer_index: position in the model, filled in.
