@@ -117,6 +117,13 @@ class Task:
         """Inputs of the right shape and dtype for `model(*example)`, to count FLOPs and to find shape errors early."""
         raise NotImplementedError
 
+    def check_output(self, output: Any) -> None:
+        """Hold what a model makes of `example` against what the task needs; by default anything will do.
+
+        Raises:
+            ConfigError: another kind of output.
+        """
+
     # -- objective
 
     def augment(self, batch: Batch) -> Batch:

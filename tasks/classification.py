@@ -65,6 +65,14 @@ class ImageClassification(Task):
     def example(self, batch_size: int = 1) -> tuple[Tensor, ...]:
         return (torch.zeros(batch_size, self.in_chans, *self.image_size),)
 
+    def check_output(self, output: Tensor) -> None:
+        """Logits (B, K)."""
+        if tuple(output.shape[1:]) != (len(self.classes),):
+            raise ConfigError(
+                f'model.head: the task "{self.name}" needs a value for every class, (batch, {len(self.classes)}), and '
+                f"the model gives {tuple(output.shape)}; use head=linear."
+            )
+
     @functools.cached_property
     def _mixer(self) -> Any:
         from timm.data import Mixup

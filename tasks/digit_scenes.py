@@ -127,18 +127,22 @@ class DigitScenes(Task):
     def example(self, batch_size: int = 1) -> tuple[Tensor, ...]:
         return (torch.zeros(batch_size, 1, self.frames, self.canvas, self.canvas),)
 
+    def check_output(self, output: Tensor) -> None:
+        """A map for every pixel, unless a subclass says otherwise."""
+        if output.ndim != 4 or tuple(output.shape[1:]) != (1, self.canvas, self.canvas):
+            raise ConfigError(
+                f'model.head: the task "{self.name}" needs a value for every pixel, (batch, 1, {self.canvas}, '
+                f"{self.canvas}), and the model gives {tuple(output.shape)}; use head=upsample."
+            )
+
     def maps(self, model: Forward, batch: Batch) -> Tensor:
         """The model's outputs (B, S, S).
 
         Raises:
             ConfigError: a model without a head for dense prediction.
         """
-        output, target = model(batch["input"]), batch["target"]
-        if output.ndim != 4 or output.shape[1] != 1 or output.shape[2:] != target.shape[1:]:
-            raise ConfigError(
-                f'model.head: the task "{self.name}" needs a value for every pixel, (batch, 1, {self.canvas}, '
-                f"{self.canvas}), and the model gives {tuple(output.shape)}; use head=upsample."
-            )
+        output = model(batch["input"])
+        self.check_output(output)
         return output.squeeze(1).float()
 
 

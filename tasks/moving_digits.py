@@ -130,6 +130,9 @@ class MovingDigits(_Motion, ImageClassification, name="moving_digits"):
     def model_kwargs(self) -> dict[str, Any]:
         return {**super().model_kwargs(), "num_classes": len(self.classes)}
 
+    def check_output(self, output: Tensor) -> None:
+        ImageClassification.check_output(self, output)
+
 
 class MiddleFrame(_Motion, name="moving_digits_middle"):
     """Two frames of moving digits, and the frame between them: video frame interpolation.

@@ -62,7 +62,7 @@ def costs(model: nn.Module, task: Task) -> dict[str, Any]:
     training = model.training
     model.eval()
     with torch.no_grad():
-        model(*example)
+        task.check_output(model(*example))
     figures = {
         "parameters": count_parameters(model),
         "trainable_parameters": count_parameters(model, trainable=True),
@@ -90,7 +90,7 @@ def check(config: RunConfig, task: Task | None = None) -> None:
     model = make_model(config, task)
     build_optimizer(model, config.optimizer)
     with torch.no_grad():
-        model.eval()(*task.example(1))
+        task.check_output(model.eval()(*task.example(1)))
 
 
 def _make_accelerator(config: RunConfig, folder: Path) -> Any:

@@ -26,10 +26,18 @@ def test_a_short_run(task, model, metric, tmp_path):
 
 
 def test_the_data_decide_the_frames(tmp_path):
-    """Another number of frames is another grid, and a model without a map for pixels is refused."""
+    """Another number of frames is another grid."""
     lines = ["task=moving_digits", "model=lingen_tiny", "task.frames=3", f"output_dir={tmp_path}", *SMALL, *QUIET]
     assert run(compose_config(lines))["parameters"] < 77_279  # a smaller position table
     with pytest.raises(ConfigError, match=r"model\.frames: 4 disagrees with the data"):
         run(compose_config([*lines, "model.frames=4"]))
+
+
+def test_a_model_of_another_kind_is_refused_before_there_is_a_folder(tmp_path):
     with pytest.raises(ConfigError, match="head=upsample"):
         run(compose_config([f"output_dir={tmp_path}", "task=change_digits", "mixer=pooling", *SMALL, *QUIET]))
+    maps = ["task=digits", "model=metaformer_digits", "model.head=upsample"]
+    small = [line for line in SMALL if not line.startswith("task.")]
+    with pytest.raises(ConfigError, match="head=linear"):
+        run(compose_config([f"output_dir={tmp_path}", *maps, *small, *QUIET]))
+    assert not list(tmp_path.iterdir())
