@@ -358,7 +358,7 @@ def _backward(
     _gradients_kernel[batch * heads * triton.cdiv(length, chunk_of(k)), triton.cdiv(keys, KEYS)](
         q, k, v, g, given(index, v), dy, starts, d_ends, dq, dk, dg,
         scale, length, heads, *strides(q), *strides(k), *strides(v), *strides(g), *strides(dy),
-        LEVELS=levels(constants["C"]), num_stages=1, **constants | {"BLOCK_K": KEYS, "BLOCK_V": 16},
+        LEVELS=levels(constants["C"]), num_stages=2, **constants | {"BLOCK_K": KEYS, "BLOCK_V": 16},
     )  # fmt: skip
     return dq, dk, dv, dg, d_initial
 
