@@ -295,7 +295,8 @@ def _backward(
     )  # fmt: skip
     _read_gradients_kernel[batch * chunks, parts * groups, triton.cdiv(keys, read_k)](
         q, k, v, given(g, v), given(beta, v), given(index, v), dy, starts, d_ends, sent, dq, dg,
-        *shape, *steps, **common | {"BLOCK_V": 16}, BLOCK_K=read_k, num_warps=4, num_stages=1,
+        *shape, *steps, **common | {"BLOCK_V": 16}, BLOCK_K=read_k,
+        num_warps=4 * halving(k.dtype) if on_nvidia() else 4, num_stages=1,
     )  # fmt: skip
     if parts > 1:
         dq, dk = dq.sum(0).to(q.dtype), dk.sum(0).to(k.dtype)

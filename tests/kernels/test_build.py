@@ -41,7 +41,6 @@ def test_default_config_of_every_op(arch):
 @pytest.mark.parametrize("arch", SHARED_MEMORY)
 @pytest.mark.parametrize("op", sorted({name.split(".")[0] for name in find_cases()}))
 def test_default_configs(arch, op):
-    """Fails today for the float32 cases of `ssd` (sm_100) and `gla` (sm_80): "Known to spill" in `docs/kernels.md`."""
     assert not build_elsewhere(arch, [op], default_only=True).problems()
 
 
