@@ -235,6 +235,28 @@ def test_a_failed_arm_is_reported_and_does_not_stop_the_rest(tmp_path, capsys):
     assert {i: status_path(folder, i).stat().st_mtime_ns for i in times} == times  # an answer, not tried again
 
 
+def test_an_arm_that_refuses_a_length_does_not_stop_the_rest(tmp_path):
+    ablation = from_command_line(
+        [
+            "ablation=length",
+            "mixer=pooling,long_conv",
+            "ablation.reference=pooling",
+            "ablation.scaling={lengths:[8,16,32],rounds:1}",
+            "model.dim=16",
+            "task=mqar_small",
+            "task.sequence_length=16",
+            f"output_dir={tmp_path}",
+        ]
+    )
+    ablation.arms["long_conv"] = {"mixer.l_max": 16}  # refused by its forward pass, not when it is built
+    ablate(ablation, progress=False)
+    (folder,) = tmp_path.glob("ablation-*")
+    grown = json.loads((folder / "costs.json").read_text())["scaling"]
+    assert [line["length"] for line in grown["arms"]["pooling"]] == [8, 16, 32]
+    assert [line["length"] for line in grown["arms"]["long_conv"]] == [8, 16]
+    assert "l_max" in grown["stopped"]["long_conv"]
+
+
 def test_a_run_that_another_process_holds_is_left_to_it(tmp_path):
     plan = make_plan(digits(tmp_path, "mixer=identity", "seed=0"))
     job = plan.jobs()[0]
