@@ -95,6 +95,27 @@ def weigh(
     return ((weight / weight.sum(-1, keepdim=True).clamp_min(1e-30)) @ v.float()).to(v.dtype)
 
 
+class _Runs:
+    """Runs (B, G, high - low, D) of keys or values (B, G, M, D), cut from blocks.
+
+    The gradient of a slice of the whole is as long as the whole, so that a slice for every chunk of queries would make
+    backward quadratic.
+    """
+
+    def __init__(self, x: Tensor, block: int, sinks: int) -> None:
+        self.whole, self.block, self.blocks = x, block, x.split(block, 2)
+        self.first = x[:, :, :sinks]
+
+    def __call__(self, low: int, high: int, sinks: int) -> Tensor:
+        if low == 0 and high == self.whole.shape[2]:
+            return self.whole
+        begin = low // self.block
+        blocks = self.blocks[begin : -(-high // self.block)]
+        run = blocks[0] if len(blocks) == 1 else torch.cat(blocks, 2)
+        run = run.narrow(2, low - begin * self.block, high - low)
+        return torch.cat([self.first[:, :, :sinks], run], 2) if sinks else run
+
+
 def attend(
     q: Tensor,
     k: Tensor,
@@ -134,7 +155,8 @@ def attend(
     key_positions = positions if key_positions is None else key_positions
     near = rule.window is not None and sliced and not (rule.sinks and segment is not None)
     chunk = min(1024, max(128, rule.window)) if rule.window is not None else 256
-    outputs = []
+    outputs, queries = [], q.split(chunk, 2)
+    key_runs, value_runs = (_Runs(t, chunk, rule.sinks) for t in (k, v))
     for start in range(0, length, chunk):
         stop = min(start + chunk, length)
         low, high = 0, k.shape[2]
@@ -156,7 +178,8 @@ def attend(
             allowed = same if allowed is None else same & allowed
         bias = bias_of(rule, positions[:, start:stop], keys(key_positions, 1), allowed)
         bias = bias if bias.dtype == torch.bool else bias.to(q.dtype)
-        outputs.append(weigh(q[:, :, start:stop], keys(k, 2), keys(v, 2), bias, form=form))
+        run = (low, high, sinks)
+        outputs.append(weigh(queries[start // chunk], key_runs(*run), value_runs(*run), bias, form=form))
     return torch.cat(outputs, 2).transpose(1, 2)
 
 

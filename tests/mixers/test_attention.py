@@ -11,6 +11,7 @@ from mixerzoo.mixers.positions import alibi_slopes, positions_in_segment, rotate
 from mixerzoo.mixers.state import state_bytes
 from mixerzoo.tests.mixers import sequence_checks as checks
 from mixerzoo.tests.utils import check_golden, load_golden
+from torch.utils._python_dispatch import TorchDispatchMode
 
 VARIANTS = {
     "plain": {},
@@ -98,6 +99,28 @@ def test_window_bounds_the_state():
     assert small == 10 * 2 * 32 * 4 + 10 * 8 + 8  # keys and values, positions, length
     _, state = mixer.prefill(torch.randn(1, 100, 32))
     assert state_bytes(state) == small
+
+
+def test_work_of_the_gradient_of_a_window_grows_linearly():
+    """Numbers that a backward pass writes: slices of the whole for every chunk would make it quadratic."""
+
+    class Written(TorchDispatchMode):
+        total = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor) and "view" not in str(func) and "slice.T" not in str(func):
+                self.total += result.numel()
+            return result
+
+    def written(length: int) -> int:
+        q, k, v = (torch.randn(1, length, 1, 4, requires_grad=True) for _ in range(3))
+        y = attend(q, k, v, Rule(True, 8, 2, None))
+        with Written() as mode:
+            torch.autograd.grad(y.sum(), (q, k, v))
+        return mode.total
+
+    assert written(4096) < 2.2 * written(2048)
 
 
 def test_memory_of_window_grows_linearly():

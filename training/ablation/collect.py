@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from .. import report
-from .plan import Cell, Job, Plan
+from .plan import Cell, Job, Plan, open_task
 from .statistics import ENOUGH_SEEDS, holm, paired_p, summarise
 from .work import best_rate, failure, rates_of
 
@@ -53,7 +53,8 @@ def collect(plan: Plan) -> dict[str, Any]:
         results |= {key: facts[key] for key in ("metric", "higher_is_better", "split", "task", "environment", "data")}
         results["unit"] = facts["throughput"]["unit"].partition("/")[0]
     else:
-        results |= {"metric": "score", "higher_is_better": True, "split": "test", "task": None, "unit": "samples"}
+        unit = open_task(plan.cells[0].config).unit
+        results |= {"metric": "score", "higher_is_better": True, "split": "test", "task": None, "unit": unit}
         results |= {"environment": report.environment(), "data": None}
     for point in plan.ablation.points():
         _compare([c for c in cells if c["point"] == point], str(plan.ablation.reference))
