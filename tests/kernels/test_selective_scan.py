@@ -135,7 +135,7 @@ def test_reference_gradients():
 def test_eager(size, dtype):
     compare(selective_scan, inputs(size, dtype, documents=size[1] > 1), "eager", **OPTIONS)
     # the gradient of A sums what cancels, from a gradient of y that was rounded to half precision
-    loose = {"gradient of A": 2e-2} if dtype == torch.bfloat16 else {}
+    loose = {"gradient of A": 1.6e-2} if dtype == torch.bfloat16 else {}
     compare(selective_scan, inputs(size, dtype, full=False), "eager", loose=loose)
 
 
