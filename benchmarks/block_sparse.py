@@ -302,6 +302,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
+    used = {
+        "time": {"rounds", "backward", "density", "plot"},
+        "quality": {"run", "sequences", "only_runs", "block", "plot"},
+        "indexers": {"run", "block", "candidates"},
+    }
+    for name, value in vars(options).items():
+        if name not in used[options.what] | {"what", "tokens", "json"} and value != parser.get_default(name):
+            parser.error(f"--{name.replace('_', '-')}: {options.what} does not take it.")
     if options.what == "time":
         name = "forward and backward" if options.backward else "forward"
         rows: list[dict[str, Any]] = []
@@ -319,7 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(table(rows))
     if options.json:
         options.json.write_text(json.dumps(rows))
-    if options.plot and options.what != "indexers":
+    if options.plot:
         (plot_time if options.what == "time" else plot_quality)(rows, options.plot)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ConfigError
-from .recurrent import RecurrentMixer, ShortConv
+from .recurrent import Projection, RecurrentMixer, ShortConv
 
 
 class LinearState(NamedTuple):
@@ -41,10 +41,10 @@ class LinearHeads(RecurrentMixer):
             raise ConfigError(f"{self.name}.d_conv: {d_conv} is negative; 0 is no convolution.")
         self.qkv_width = 2 * self.key_width + self.value_width
         self.parts = (self.qkv_width, self.value_width if output_gate else 0, *extra)
-        self.in_proj = nn.Linear(dim, sum(self.parts), bias=False)
+        self.in_proj = Projection(dim, sum(self.parts), bias=False)
         self.conv1d = ShortConv(self.qkv_width, d_conv, bias=False) if d_conv else None
         self.norm = None if norm_eps is None else nn.RMSNorm(self.head_v_dim, eps=norm_eps)
-        self.out_proj = nn.Linear(self.value_width, dim, bias=False)
+        self.out_proj = Projection(self.value_width, dim, bias=False)
 
     def _reset(self) -> None:
         """Xavier uniform with gain 2^-2.5 for every projection by itself, as in RetNet and GLA."""

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ..errors import ConfigError
 from .positions import document_rows, rows_apart
-from .recurrent import RecurrentMixer, ShortConv
+from .recurrent import Projection, RecurrentMixer, ShortConv
 
 
 class LongConvState(NamedTuple):
@@ -209,11 +209,11 @@ class LongConv(_LongConv, name="long_conv"):
         if num_inner_mlps < 0:
             raise ConfigError(f"long_conv.num_inner_mlps: {num_inner_mlps} is negative.")
         self.l_max, self._width = l_max, dim
-        self.in_proj = nn.Linear(dim, 3 * dim)
+        self.in_proj = Projection(dim, 3 * dim)
         self.short_filter = ShortConv(3 * dim, short_filter_order, activation=None)
         self.filter_fn = HyenaFilter(dim, l_max, filter_order, emb_dim, num_inner_mlps, w)
         self.bias = nn.Parameter(torch.empty(dim))
-        self.out_proj = nn.Linear(dim, dim)
+        self.out_proj = Projection(dim, dim)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..kernels.causal_conv1d import causal_conv1d, causal_conv1d_step
+from ..kernels.pointwise import linear
 from .base import Mixer
 from .positions import padding_last, put_back, reorder
 from .state import last_tokens
@@ -84,6 +85,16 @@ class RecurrentMixer(Mixer):
         """Where a new state lives: by default where the first parameter does."""
         like = next(self.parameters())
         return {"device": device or like.device, "dtype": dtype or like.dtype}
+
+
+class Projection(nn.Linear):
+    """A linear layer that takes the faster product of a CPU for sequences (`kernels.pointwise.linear`).
+
+    A single token, `(B, C)`, is a matrix-vector product, for which that would rearrange the whole weight.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if x.ndim < 3 else linear(x, self.weight, self.bias)
 
 
 class ShortConv(nn.Module):

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ..errors import ConfigError
 from ..kernels.selective_scan import selective_scan, selective_scan_step
 from ..kernels.ssd import ssd, ssd_step
-from .recurrent import RecurrentMixer, ShortConv, log_uniform_dt_bias
+from .recurrent import Projection, RecurrentMixer, ShortConv, log_uniform_dt_bias
 
 
 class SSMState(NamedTuple):
@@ -89,13 +89,13 @@ class Mamba(RecurrentMixer, name="mamba"):
         self.d_state = d_state
         self.dt_rank = math.ceil(dim / 16) if dt_rank is None else dt_rank
         self.d_inner = inner = expand * dim
-        self.in_proj = nn.Linear(dim, 2 * inner, bias=bias)
+        self.in_proj = Projection(dim, 2 * inner, bias=bias)
         self.conv1d = ShortConv(inner, d_conv, bias=conv_bias)
         self.x_proj = nn.Linear(inner, self.dt_rank + 2 * d_state, bias=False)
         self.dt_proj = nn.Linear(self.dt_rank, inner)
         self.A_log = nn.Parameter(torch.empty(inner, d_state))
         self.D = nn.Parameter(torch.empty(inner))
-        self.out_proj = nn.Linear(inner, dim, bias=bias)
+        self.out_proj = Projection(inner, dim, bias=bias)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -252,13 +252,13 @@ class Mamba2(RecurrentMixer, name="mamba2"):
         self.A_init_range, self.dt_range = tuple(A_init_range), (dt_min, dt_max, dt_init_floor)
         self.dt_limit = (float(dt_limit[0]), float(dt_limit[1]))
         self.conv_width = inner + 2 * ngroups * d_state
-        self.in_proj = nn.Linear(dim, inner + self.conv_width + self.num_heads, bias=bias)
+        self.in_proj = Projection(dim, inner + self.conv_width + self.num_heads, bias=bias)
         self.conv1d = ShortConv(self.conv_width, d_conv, bias=conv_bias)
         self.A_log = nn.Parameter(torch.empty(self.num_heads))
         self.D = nn.Parameter(torch.empty(self.num_heads))
         self.dt_bias = nn.Parameter(torch.empty(self.num_heads))
         self.norm = nn.RMSNorm(inner, eps=norm_eps)  # holds the weight; the statistics are per group
-        self.out_proj = nn.Linear(inner, dim, bias=bias)
+        self.out_proj = Projection(inner, dim, bias=bias)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
