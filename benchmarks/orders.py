@@ -3,13 +3,13 @@
     python -m mixerzoo.benchmarks.orders [--sizes 56x56x96 28x28x192] [--batch 4] [--rounds 11] [--json FILE]
 
 The baseline reads the image along the four paths one after the other: a gathered copy, a scan, and a scatter into a sum
-for each, with the same weights. Its scans are our kernel `selective_scan`, so that only what is around them differs; a
-second one, "loop", scans token by token, as the official code does where its CUDA extension is missing. A ratio is the
-time of a baseline over that of the mixer `ss2d`, the median over rounds with its quartiles; above 1 ours is faster.
+for each, with the same weights. Its scans are our kernel `selective_scan`; a second one, "loop", scans token by token,
+as the official code does where its CUDA extension is missing. A ratio is the time of a baseline over that of the mixer
+`ss2d`, the median over rounds with its quartiles; above 1 ours is faster.
 Memory is what a forward pass keeps for backward, and the peak of allocated tensors in a forward and backward pass.
 
-The share of an order is the time of scan and merge alone over that of a block around the mixer (norm, mixer, residual,
-norm, MLP, residual).
+The share of an order is the time of scan and merge alone, for the cross-scan, over that of a block (norm, mixer,
+residual, norm, MLP, residual) around `mamba` in that order, with one state for each of C channels.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ import torch.nn.functional as F
 from mixerzoo.benchmarks.interleaved import interleave, ratio
 from mixerzoo.kernels.selective_scan import selective_scan
 from mixerzoo.mixers import create_mixer
+from mixerzoo.mixers.ordered import Ordered
+from mixerzoo.mixers.orders import Order
 from mixerzoo.mixers.ss2d import SS2D
 from mixerzoo.training.cost import measure_activation_bytes
 from torch import Tensor, nn
@@ -146,17 +148,19 @@ def measure(size: tuple[int, int, int], batch: int, rounds: int) -> dict[str, An
         row[f"{name}_kept_bytes"] = measure_activation_bytes(function, x)
         row[f"{name}_peak_bytes"] = peak_bytes(_both(function, x, cotangent))
 
-    # the order alone, on the inner channels, as the mixer reads and writes them
-    inner = torch.randn(batch, height, width, mixer.d_inner)
-    block = Block(mixer, dim)
+    # the order alone, as a mixer of sequences reads and writes by it
+    ordered = create_mixer("mamba", dim, order="cross_scan", d_state=1, expand=1)
+    assert isinstance(ordered, Ordered)
+    block = Block(ordered, dim)
+    cross_scan = Order("cross_scan")
 
     def there_and_back(t: Tensor) -> Tensor:
-        return mixer.order.merge(mixer.order.scan(t), (height, width))
+        return cross_scan.merge(cross_scan.scan(t), (height, width))
 
     row["order_share"] = {}
     for what, order_run, block_run in (
-        ("forward", _forward(there_and_back, inner), _forward(block, x)),
-        ("both", _both(there_and_back, inner, torch.randn_like(inner)), _both(block, x, cotangent)),
+        ("forward", _forward(there_and_back, x), _forward(block, x)),
+        ("both", _both(there_and_back, x, cotangent), _both(block, x, cotangent)),
     ):
         seconds = interleave({"order": order_run, "block": block_run}, rounds=rounds, min_seconds=0.02)
         row["order_share"][what] = ratio(seconds["order"], seconds["block"])

@@ -16,12 +16,22 @@ from torch.nn import functional as F
 
 from ..errors import ConfigError
 from ..kernels.depthwise import depthwise_conv
+from ..kernels.dispatch import choose_backend
+from ..kernels.grid_scan import LinePath, grid_scan
 from ..kernels.selective_scan import selective_scan
 from .base import Grid, Mixer
 from .orders import Order
 from .recurrent import log_uniform_dt_bias
 
 _PATHS = 4
+_ROWS, _COLUMNS = LinePath(False, False, False), LinePath(True, False, False)
+# the modes of `order_paths.cross_scan`, for `kernels.grid_scan`
+_LINES = {
+    "cross2d": (_ROWS, _COLUMNS, _ROWS.backwards(), _COLUMNS.backwards()),
+    "unidi": (_ROWS,) * _PATHS,
+    "bidi": (_ROWS, _ROWS, _ROWS.backwards(), _ROWS.backwards()),
+    "rot90": (_ROWS, LinePath(True, True, False), _ROWS.backwards(), LinePath(True, False, True)),
+}
 
 
 class SS2D(Mixer, name="ss2d"):
@@ -94,6 +104,7 @@ class SS2D(Mixer, name="ss2d"):
         self.d_inner = inner = int(ssm_ratio * dim)
         self.dt_rank = math.ceil(dim / 16) if dt_rank is None else dt_rank
         self.order = Order({"name": "cross_scan", "mode": scan}, interleaved=True)
+        self.lines: tuple[LinePath, ...] | None = _LINES[scan]  # the same paths; None where they are not along lines
         self.in_proj = nn.Linear(dim, 2 * inner if gate else inner, bias=bias)
         self.gate = gate
         self.conv2d = None
@@ -131,6 +142,27 @@ class SS2D(Mixer, name="ss2d"):
         """The paths' results `(B, L, K, E)` on the grid, added."""
         return self.order.merge(y, grid)
 
+    def scan_copies(self, u: Tensor, low: Tensor, rates: Tensor, skip: Tensor) -> Tensor:
+        """The scans of `(B, *grid, E)` on copies along the paths, with the kernel for sequences: `(B, L, K, E)`.
+
+        Paths become groups of channels side by side, and their small matrices one, whose zeros cost less than the
+        copies that a product for each path takes.
+        """
+        low = self.order.scan_each(low.movedim(-2, 1))
+        r, b, c = low.split((self.dt_rank, self.d_state, self.d_state), -1)
+        y = selective_scan(
+            self.order.scan(u).flatten(2),
+            F.linear(r.flatten(2), torch.block_diag(*self.dt_proj).to(r.dtype)),
+            rates.flatten(0, 1),
+            b.contiguous(),
+            c.contiguous(),
+            skip.flatten(),
+            delta_bias=self.dt_bias.float().flatten(),
+            delta_softplus=True,
+        )
+        assert isinstance(y, Tensor)
+        return y.unflatten(2, (_PATHS, -1))
+
     def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
         self.refuse_mask(mask)
         grid = self.check_grid(x)
@@ -139,24 +171,13 @@ class SS2D(Mixer, name="ss2d"):
         if self.gate:
             u, z = u.chunk(2, -1)
         u = F.silu(self.convolve(u))
-        # What depends on the token alone is computed once, before it is read along the paths. These become groups of
-        # channels side by side: (B, L, K E) and (B, L, K, S), and their small matrices one, whose zeros cost less than
-        # the copies that a product for each path takes.
-        low = F.linear(u, self.x_proj.flatten(0, 1).to(u.dtype)).unflatten(-1, (_PATHS, -1)).movedim(-2, 1)
-        r, b, c = self.order.scan_each(low).split((self.dt_rank, self.d_state, self.d_state), -1)
-        delta = F.linear(r.flatten(2), torch.block_diag(*self.dt_proj).to(r.dtype))
-        y = selective_scan(
-            self.order.scan(u).flatten(2),
-            delta,
-            -torch.exp(self.A_log.float()).flatten(0, 1),
-            b.contiguous(),
-            c.contiguous(),
-            self.D.float().flatten(),
-            delta_bias=self.dt_bias.float().flatten(),
-            delta_softplus=True,
-        )
-        assert isinstance(y, Tensor)
-        y = self.put_back(y.unflatten(2, (_PATHS, -1)), grid)
+        # what depends on the token alone is computed once, before it is read along the paths
+        low = F.linear(u, self.x_proj.flatten(0, 1).to(u.dtype)).unflatten(-1, (_PATHS, -1))
+        rates, skip = -torch.exp(self.A_log.float()), self.D.float()
+        if self.lines is not None and choose_backend("ss2d", "auto", u) == "eager":
+            y = grid_scan(u, low, self.dt_proj, self.dt_bias, rates, skip, self.lines)
+        else:
+            y = self.put_back(self.scan_copies(u, low, rates, skip), grid)
         y = self.norm(y.to(self.norm.weight.dtype))
         return self.out_proj(y if z is None else y * F.silu(z))
 

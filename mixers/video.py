@@ -63,7 +63,7 @@ class MixedSSM(SS2D, name="mixed_ssm"):
             columns = {"columns": True, "as_frames": as_frames}
             return Order([part for name in names for part in (name, {"name": name, **columns})], interleaved=True)
 
-        self.order, self.places = paths(False), paths(official_unmerge)
+        self.order, self.places, self.lines = paths(False), paths(official_unmerge), None
 
     def convolve(self, u: Tensor) -> Tensor:
         return super().convolve(u.flatten(0, 1)).unflatten(0, u.shape[:2])

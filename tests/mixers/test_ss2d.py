@@ -64,6 +64,20 @@ def test_selective_scan(backend):
         assert relative_error(tensor.grad, golden[f"grad.input.{name}"]) < 2e-5, name
 
 
+@pytest.mark.parametrize("scan", ["cross2d", "unidi", "bidi", "rot90"])
+@pytest.mark.parametrize("gate", [True, False])
+def test_scans_in_place_equal_scans_on_copies(scan, gate, monkeypatch):
+    torch.manual_seed(0)
+    mixer, x = create_mixer("ss2d", 8, scan=scan, gate=gate, d_state=2), torch.randn(2, 5, 9, 8, requires_grad=True)
+    found = {}
+    for kernels in ("eager", "reference"):
+        monkeypatch.setenv("MIXERZOO_KERNELS", kernels)
+        y = mixer(x)
+        found[kernels] = [y.detach(), *torch.autograd.grad(y.square().sum(), [x, *mixer.parameters()])]
+    for ours, theirs in zip(*found.values(), strict=True):
+        assert relative_error(ours, theirs) < 2e-5
+
+
 def test_every_path_has_its_parameters():
     torch.manual_seed(0)
     mixer, x = create_mixer("ss2d", 8).eval(), torch.randn(1, 3, 5, 8)
