@@ -233,9 +233,8 @@ def rotary_major(base: Tensor, *, layer_index: int = 0, turn: int | None = None)
     """Another axis is read first in every layer. LinGen (2024), arXiv:2412.09856.
 
     In turn: frame by frame in rows; frame by frame in columns; pixel by pixel through the frames, the pixels in rows;
-    the same in columns.
-
-    The four turns are from memory of the paper and unchecked; there is no official code.
+    the same in columns. The paper's figure has these four, spatial and temporal row-major and column-major; which comes
+    first is our choice, as there is no official code.
 
     Args:
         base: the grid.
