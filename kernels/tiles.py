@@ -40,6 +40,30 @@ def dot(a, b, PRECISION: tl.constexpr, acc=None):
 
 
 @triton.jit
+def dot_split(a, b, PRECISION: tl.constexpr, SPLIT: tl.constexpr):
+    """`a @ b`, the inner axis shared out in SPLIT parts, which are added up.
+
+    Triton gives the warps of a product different rows of it. With 16 rows, all it needs of one chunk in float32, every
+    warp would hold all of both operands, twice; here it holds those of its own part.
+    """
+    if SPLIT == 1:
+        return dot(a, b, PRECISION)
+    else:
+        part: tl.constexpr = a.shape[1] // SPLIT
+        left = tl.permute(tl.reshape(a, [a.shape[0], SPLIT, part]), [1, 0, 2])
+        return tl.sum(dot(left, tl.reshape(b, [SPLIT, part, b.shape[1]]), PRECISION), 0)
+
+
+@triton.jit
+def dot_turned(a, b, PRECISION: tl.constexpr, TURNED: tl.constexpr, acc):
+    """`a @ b + acc`; or, TURNED, the transpose of it, with that of acc: the warps then take different columns of b."""
+    if TURNED:
+        return dot(tl.trans(b), tl.trans(a), PRECISION, acc)
+    else:
+        return dot(a, b, PRECISION, acc)
+
+
+@triton.jit
 def load_tile(pointer, stride, row, rows, col, cols):
     """Tile of a matrix whose column stride is 1; zero outside `rows` x `cols`."""
     mask = (row[:, None] < rows) & (col[None, :] < cols)
@@ -146,6 +170,11 @@ def halving(dtype: torch.dtype) -> int:
     """By what tiles of float32 are narrower, so that they stay in registers: numbers take twice the room, and for each
     of the three products in one an operand is taken apart (`precision`)."""
     return 2 if dtype == torch.float32 else 1
+
+
+def splits(k: Tensor) -> int:
+    """Into how many parts products over all keys are split (`dot_split`): in float32, 16 keys each."""
+    return block(k.shape[-1]) // 16 if k.dtype == torch.float32 else 1
 
 
 def given(x: Tensor | None, stand_in: Tensor) -> Tensor:

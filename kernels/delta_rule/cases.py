@@ -69,6 +69,16 @@ def case_backward_128() -> dict[str, int]:
 case_backward_128.matmul = True  # type: ignore[attr-defined]
 
 
+def case_backward_float32() -> dict[str, int]:
+    """Forward and backward in float32, exact products."""
+    return _backward({name: x.float() for name, x in _inputs(1, 40, 2, 64, 64).items()})
+
+
+def case_backward_128_float32() -> dict[str, int]:
+    """Forward and backward in float32, exact products, with keys of 128."""
+    return _backward({name: x.float() for name, x in _inputs(1, 40, 2, 128, 64).items()})
+
+
 def case_step() -> dict[str, int]:
     """One token."""
     x = {name: tensor[:, 0] for name, tensor in _inputs(4, 1, 2, 64, 64).items()}

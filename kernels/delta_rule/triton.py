@@ -20,55 +20,20 @@ from ..ssd.triton_forward import output_kernel, output_tiles
 from ..tiles import (
     block,
     dot,
+    dot_split,
     given,
     halving,
-    levels,
     load_column,
     load_documents,
     load_tile,
     on_nvidia,
     precision,
     rows,
+    splits,
     store_tile,
     strides,
 )
-
-
-@triton.jit
-def _solve_kernel(
-    k, beta, g, index, inverse,
-    length, heads, k_b, k_t, k_h, beta_b, beta_t, beta_h, g_b, g_t, g_h,
-    K: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, LEVELS: tl.constexpr,
-    HAS_G: tl.constexpr, HAS_INDEX: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """inverse (B, H, n, C, C) of 1 + A, A[t, s] = beta_t exp(G_t - G_s) k_t . k_s for s < t."""
-    chunks = tl.cdiv(length, C)
-    chunk = tl.program_id(0) % chunks
-    h = tl.program_id(0) // chunks % heads
-    b = tl.cast(tl.program_id(0) // chunks // heads, tl.int64)
-    row = tl.arange(0, C)
-    start = chunk * C
-    wide = tl.cast(start, tl.int64)
-    left = length - start
-    gram = tl.zeros([C, C], tl.float32)
-    for j in range(tl.cdiv(K, BLOCK_K)):
-        key = j * BLOCK_K + tl.arange(0, BLOCK_K)
-        k_tile = load_tile(k + b * k_b + wide * k_t + h * k_h, k_t, row, left, key, K)
-        gram = dot(k_tile, tl.trans(k_tile), PRECISION, gram)
-    rate = load_column(beta + b * beta_b + wide * beta_t + h * beta_h, beta_t, row, left, True, 1.0)
-    total = tl.cumsum(load_column(g + b * g_b + wide * g_t + h * g_h, g_t, row, left, HAS_G, 0.0), 0)
-    seen = row[:, None] > row[None, :]
-    if HAS_INDEX:
-        here, _, _ = load_documents(index + b * length, start, row, length, C)
-        seen &= here[:, None] == here[None, :]
-    system = gram * rate[:, None] * tl.exp(tl.where(seen, total[:, None] - total[None, :], float("-inf")))
-    # Inverses of blocks of twice the rows from those of their halves: as stable as forward substitution.
-    solved = tl.where(row[:, None] == row[None, :], 1.0, 0.0)
-    for level in tl.static_range(LEVELS):
-        half = row // (1 << level)
-        pairs = (half[:, None] == half[None, :] + 1) & (half % 2 == 1)[:, None]
-        solved -= dot(dot(solved, tl.where(pairs, system, 0.0), PRECISION), solved, PRECISION)
-    store_tile(inverse + ((b * heads + h) * chunks + chunk) * C * C, C, row, C, row, C, solved)
+from .triton_solve import chunk_of, inverses
 
 
 @triton.jit
@@ -76,7 +41,8 @@ def _states_kernel(
     k, v, beta, g, index, inverse, initial, starts, corrected, final,
     length, heads, k_b, k_t, k_h, v_b, v_t, v_h, beta_b, beta_t, beta_h, g_b, g_t, g_h,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
-    HAS_G: tl.constexpr, HAS_INDEX: tl.constexpr, HAS_INITIAL: tl.constexpr, PRECISION: tl.constexpr,
+    SPLIT: tl.constexpr, HAS_G: tl.constexpr, HAS_INDEX: tl.constexpr, HAS_INITIAL: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """starts (B, H, n, K, V): states before every chunk; corrected (B, L, H, V) values; final (B, H, K, V)."""
     b = tl.cast(tl.program_id(0) // heads, tl.int64)
@@ -108,7 +74,7 @@ def _states_kernel(
             until = tl.where(here == before, until, 0.0)
             after = tl.where(here == last, after, 0.0)
             passed = tl.where(before == last, passed, 0.0)
-        answer = dot(k_tile, state.to(k_tile.dtype), PRECISION)
+        answer = dot_split(k_tile, state.to(k_tile.dtype), PRECISION, SPLIT)
         wrong = (rate[:, None] * (v_tile - until[:, None] * answer)).to(k_tile.dtype)
         new = dot(solved, wrong, PRECISION)
         store_tile(corrected + ((b * length + start) * heads + h) * V, heads * V, row, left, col, V, new)
@@ -123,8 +89,8 @@ def _state_gradients_kernel(
     scale, length, heads,
     q_b, q_t, q_h, k_b, k_t, k_h, beta_b, beta_t, beta_h, g_b, g_t, g_h, dy_b, dy_t, dy_h,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
-    HAS_G: tl.constexpr, HAS_INDEX: tl.constexpr, HAS_FINAL: tl.constexpr, HAS_INITIAL: tl.constexpr,
-    PRECISION: tl.constexpr,
+    SPLIT: tl.constexpr, HAS_G: tl.constexpr, HAS_INDEX: tl.constexpr, HAS_FINAL: tl.constexpr,
+    HAS_INITIAL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """d_ends (B, H, n, K, V): gradients of the states after every chunk; d_initial (B, H, K, V).
 
@@ -165,8 +131,8 @@ def _state_gradients_kernel(
             after = tl.where(here == last, after, 0.0)
             passed = tl.where(before == last, passed, 0.0)
         decay = tl.exp(tl.where(seen, total[None, :] - total[:, None], float("-inf"))) * scale
-        scores = (dot(k_tile, tl.trans(q_tile), PRECISION) * decay).to(k_tile.dtype)
-        d_new = dot(k_tile, d_state.to(k_tile.dtype), PRECISION) * after[:, None]
+        scores = (dot_split(k_tile, tl.trans(q_tile), PRECISION, SPLIT) * decay).to(k_tile.dtype)
+        d_new = dot_split(k_tile, d_state.to(k_tile.dtype), PRECISION, SPLIT) * after[:, None]
         d_new = dot(scores, dy_tile, PRECISION, d_new)
         wrong = dot(tl.trans(solved), d_new.to(k_tile.dtype), PRECISION)
         store_tile(d_wrong + ((b * length + start) * heads + h) * V, heads * V, row, left, col, V, wrong)
@@ -184,7 +150,7 @@ def _gradients_kernel(
     scale, batch, length, heads,
     q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, beta_b, beta_t, beta_h, g_b, g_t, g_h, dy_b, dy_t, dy_h,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
-    HAS_G: tl.constexpr, HAS_INDEX: tl.constexpr, PRECISION: tl.constexpr,
+    PARTS: tl.constexpr, HAS_G: tl.constexpr, HAS_INDEX: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq, dk and, by the first block of keys, dv of one chunk and block of keys; its parts of dbeta and dg.
 
@@ -224,29 +190,40 @@ def _gradients_kernel(
     arrived = tl.zeros([C], tl.float32)  # products of what each token reads from the state with its gradients
     sent = tl.zeros([C], tl.float32)  # products of each update with the gradient of the state after the chunk
     across = tl.zeros([BLOCK_K], tl.float32)  # product of the state before with the gradient of the state after
-    for j in range(tl.cdiv(V, BLOCK_V)):
-        col = j * BLOCK_V + tl.arange(0, BLOCK_V)
-        v_tile = load_tile(v + b * v_b + wide * v_t + h * v_h, v_t, row, own, col, V)
-        dy_tile = load_tile(dy + b * dy_b + wide * dy_t + h * dy_h, dy_t, row, left, col, V)
-        new = load_tile(corrected + values, heads * V, row, left, col, V)
-        wrong = load_tile(d_wrong + values, heads * V, row, left, col, V)
-        state = load_tile(starts + states, V, key, K, col, V)
-        d_state = load_tile(d_ends + states, V, key, K, col, V)
-        across += tl.sum(state.to(tl.float32) * d_state.to(tl.float32), 1)
-        d_scores = dot(dy_tile, tl.trans(new), PRECISION, d_scores)
-        d_system = dot(wrong, tl.trans(new), PRECISION, d_system)
-        d_read = dot(dy_tile, tl.trans(state), PRECISION, d_read)
-        sent += tl.sum(dot(k_tile, d_state, PRECISION) * new, 1)
-        weighted = (new * after[:, None]).to(k_tile.dtype)
-        dk_tile = dot(weighted, tl.trans(d_state), PRECISION, dk_tile)
-        answer = dot(k_tile, state, PRECISION) * until[:, None]
-        d_rate += tl.sum(wrong * (v_tile - answer), 1)
-        d_answer = wrong * -rate[:, None]
-        arrived += tl.sum(d_answer * answer, 1)
-        dk_tile = dot((d_answer * until[:, None]).to(k_tile.dtype), tl.trans(state), PRECISION, dk_tile)
-        store_tile(dv + values, heads * V, row, own, col, V, -d_answer)
+    # In float32 (PARTS = 3) one loop over all of it needs too many registers: three have fewer tiles at a time, and
+    # read some twice. What is hoisted out of a loop, or kept for the products after it, needs registers, too.
+    for part in tl.static_range(PARTS):
+        for j in tl.range(tl.cdiv(V, BLOCK_V), disable_licm=True):
+            col = j * BLOCK_V + tl.arange(0, BLOCK_V)
+            if part != 1:
+                dy_tile = load_tile(dy + b * dy_b + wide * dy_t + h * dy_h, dy_t, row, left, col, V)
+                wrong = load_tile(d_wrong + values, heads * V, row, left, col, V)
+            if part != 2:
+                state = load_tile(starts + states, V, key, K, col, V)
+            if part >= PARTS // 2:
+                new = load_tile(corrected + values, heads * V, row, left, col, V)
+            if part == PARTS - 1:
+                d_scores = dot(dy_tile, tl.trans(new), PRECISION, d_scores)
+                d_system = dot(wrong, tl.trans(new), PRECISION, d_system)
+            if part == PARTS // 2:
+                d_state = load_tile(d_ends + states, V, key, K, col, V)
+                across += tl.sum(state.to(tl.float32) * d_state.to(tl.float32), 1)
+                sent += tl.sum(dot(k_tile, d_state, PRECISION) * new, 1)
+                weighted = (new * after[:, None]).to(k_tile.dtype)
+                dk_tile = dot(weighted, tl.trans(d_state), PRECISION, dk_tile)
+            if part == 0:
+                v_tile = load_tile(v + b * v_b + wide * v_t + h * v_h, v_t, row, own, col, V)
+                d_read = dot(dy_tile, tl.trans(state), PRECISION, d_read)
+                answer = dot(k_tile, state, PRECISION) * until[:, None]
+                d_rate += tl.sum(wrong * (v_tile - answer), 1)
+                d_answer = wrong * -rate[:, None]
+                arrived += tl.sum(d_answer * answer, 1)
+                dk_tile = dot((d_answer * until[:, None]).to(k_tile.dtype), tl.trans(state), PRECISION, dk_tile)
+                store_tile(dv + values, heads * V, row, own, col, V, -d_answer)
     decay = tl.exp(tl.where(seen, total[:, None] - total[None, :], float("-inf")))
     q_tile = load_tile(q + b * q_b + wide * q_t + h * q_h, q_t, row, left, key, K)  # late: saves registers
+    if PARTS > 1:
+        k_tile = load_tile(k + b * k_b + wide * k_t + h * k_h, k_t, row, left, key, K)
     products = dot(q_tile, tl.trans(k_tile), PRECISION)
     gram = dot(k_tile, tl.trans(k_tile), PRECISION)
     earlier = row[:, None] > row[None, :]
@@ -257,8 +234,7 @@ def _gradients_kernel(
     arrived += tl.sum(q_tile.to(tl.float32) * d_read, 1) * until * scale
     dq_tile = dot(d_products.to(k_tile.dtype), k_tile, PRECISION, d_read * (until * scale)[:, None])
     dk_tile = dot(tl.trans(d_products.to(k_tile.dtype)), q_tile, PRECISION, dk_tile)
-    dk_tile = dot(d_gram.to(k_tile.dtype), k_tile, PRECISION, dk_tile)
-    dk_tile = dot(tl.trans(d_gram.to(k_tile.dtype)), k_tile, PRECISION, dk_tile)
+    dk_tile = dot((d_gram + tl.trans(d_gram)).to(k_tile.dtype), k_tile, PRECISION, dk_tile)
     place = (b * length + start) * heads + h
     store_tile(dq + place * K, heads * K, row, left, key, K, dq_tile)
     store_tile(dk + place * K, heads * K, row, left, key, K, dk_tile)
@@ -275,11 +251,6 @@ def _gradients_kernel(
 
 
 # -- host code
-
-
-def chunk_of(k: Tensor) -> int:
-    """Tokens of a chunk (C): the gradients of a chunk need some ten tiles at a time."""
-    return 32 // halving(k.dtype)
 
 
 def _constants(k: Tensor, v: Tensor, g: Tensor | None, index: Tensor | None) -> dict:
@@ -306,12 +277,7 @@ def _states(
     keys = k.shape[3]
     chunks = triton.cdiv(length, chunk_of(k))
     constants = _constants(k, v, g, index)
-    inverse = v.new_empty(batch, heads, chunks, chunk_of(k), chunk_of(k))
-    _solve_kernel[batch * heads * chunks,](
-        k, beta, given(g, v), given(index, v), inverse,
-        length, heads, *strides(k), *strides(beta), *strides(g), LEVELS=levels(constants["C"]), num_stages=2,
-        **{n: c for n, c in constants.items() if n not in ("V", "BLOCK_V")} | {"BLOCK_K": block(keys, 64)},
-    )  # fmt: skip
+    inverse = inverses(k, v, beta, g, index)
     starts = v.new_empty(batch, heads, chunks, keys, size)
     corrected = torch.empty(v.shape, dtype=v.dtype, device=v.device)
     final = last_state(k, v)
@@ -320,7 +286,8 @@ def _states(
     _states_kernel[batch * heads, triton.cdiv(size, columns)](
         k, v, beta, given(g, v), given(index, v), inverse, given(initial, v), starts, corrected, final,
         length, heads, *strides(k), *strides(v), *strides(beta), *strides(g),
-        HAS_INITIAL=initial is not None, num_stages=2, **constants | {"BLOCK_V": columns, "num_warps": warps},
+        SPLIT=splits(k), HAS_INITIAL=initial is not None, num_stages=2,
+        **constants | {"BLOCK_V": columns, "num_warps": warps},
     )  # fmt: skip
     return inverse, starts, corrected, final
 
@@ -338,7 +305,7 @@ def _forward(
         q, k, corrected, given(g, v), v, given(index, v), v, starts, y, v,
         scale, length, heads, 1, 1,
         *strides(q), *strides(k), *strides(corrected), *strides(g), *strides(None),
-        HAS_BETA=False, HAS_INITIAL=False, HAS_STARTS=True, HAS_FINAL=False, num_stages=1,
+        SPLIT=splits(k), HAS_BETA=False, HAS_INITIAL=False, HAS_STARTS=True, HAS_FINAL=False, num_stages=1,
         **_constants(k, v, g, index) | {"BLOCK_V": columns, "num_warps": 8},
     )  # fmt: skip
     return y, final
@@ -360,7 +327,7 @@ def _backward(
     _state_gradients_kernel[batch * heads, triton.cdiv(size, columns)](
         q, k, beta, given(g, v), given(index, v), dy, inverse, given(d_final, v), d_ends, d_wrong, d_initial,
         scale, length, heads, *strides(q), *strides(k), *strides(beta), *strides(g), *strides(dy),
-        HAS_FINAL=d_final is not None, HAS_INITIAL=initial is not None, num_stages=2,
+        SPLIT=splits(k), HAS_FINAL=d_final is not None, HAS_INITIAL=initial is not None, num_stages=2,
         **constants | {"BLOCK_V": columns, "num_warps": warps},
     )  # fmt: skip
     block_k = block(keys, 32 // halving(k.dtype))  # with 64 it spills on some chips
@@ -373,7 +340,8 @@ def _backward(
         q, k, v, beta, given(g, v), given(index, v), dy, starts, corrected, d_ends, d_wrong, dq, dk, dv, dbeta,
         dg_parts, scale, batch, length, heads,
         *strides(q), *strides(k), *strides(v), *strides(beta), *strides(g), *strides(dy),
-        num_stages=1, **constants | {"BLOCK_K": block_k, "BLOCK_V": 16},
+        PARTS=3 if k.dtype == torch.float32 else 1, num_stages=1,
+        **constants | {"BLOCK_K": block_k, "BLOCK_V": 16},
     )  # fmt: skip
     if blocks > 1:
         dbeta = dbeta.sum(0).to(beta.dtype)

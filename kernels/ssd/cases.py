@@ -88,6 +88,11 @@ def case_backward_float32() -> dict[str, int]:
     return _backward({name: x.float() for name, x in _inputs(1, 70, 1, 2, 64, 64).items()})
 
 
+def case_backward_128_float32() -> dict[str, int]:
+    """Forward and backward in float32, exact products, with Mamba-2's state size."""
+    return _backward({name: x.float() for name, x in _inputs(1, 40, 1, 2, 128, 64).items()})
+
+
 def case_step() -> dict[str, int]:
     """One token."""
     x = {name: tensor[:, 0] for name, tensor in _inputs(4, 1, 1, 4, 128, 64).items()}

@@ -20,6 +20,8 @@ from ..chunked import dense, last_state, like, register_scan, run_scan
 from ..tiles import (
     block,
     dot,
+    dot_split,
+    dot_turned,
     given,
     halving,
     load_column,
@@ -27,6 +29,7 @@ from ..tiles import (
     load_tile,
     on_nvidia,
     rows,
+    splits,
     store_tile,
     strides,
 )
@@ -84,7 +87,7 @@ def _write_gradients_kernel(
     scale, batch, length, heads, group, share,
     q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, g_b, g_t, g_h, beta_b, beta_t, beta_h, dy_b, dy_t, dy_h,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
-    HAS_G: tl.constexpr, HAS_BETA: tl.constexpr, HAS_INDEX: tl.constexpr, PRECISION: tl.constexpr,
+    SPLIT: tl.constexpr, HAS_G: tl.constexpr, HAS_BETA: tl.constexpr, HAS_INDEX: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dv, dbeta and dk (parts, B, L, G, K; sums over `share` heads of a group) of one chunk.
 
@@ -107,8 +110,13 @@ def _write_gradients_kernel(
     if HAS_INDEX:
         here, _, last = load_documents(index + b * length, start, row, length, C)
         seen &= here[:, None] == here[None, :]
-    dk_sum = tl.zeros([C, BLOCK_K], tl.float32)
-    for h in range(head_group * group + part * share, head_group * group + tl.minimum((part + 1) * share, group)):
+    if SPLIT > 1:
+        dk_sum = tl.zeros([BLOCK_K, C], tl.float32)
+    else:
+        dk_sum = tl.zeros([C, BLOCK_K], tl.float32)
+    first_head = head_group * group + part * share
+    last_head = head_group * group + tl.minimum((part + 1) * share, group)
+    for h in tl.range(first_head, last_head, disable_licm=SPLIT > 1):  # what is hoisted needs registers
         step = load_column(g + b * g_b + wide * g_t + h * g_h, g_t, row, left, HAS_G, 0.0)
         rate = load_column(beta + b * beta_b + wide * beta_t + h * beta_h, beta_t, row, left, HAS_BETA, 1.0)
         total = tl.cumsum(step, 0)
@@ -117,16 +125,16 @@ def _write_gradients_kernel(
             after = tl.where(here == last, after, 0.0)
         # Pairs are (key, query) here. The decay is computed twice, in two ways, not to be kept in between.
         decay = tl.exp(tl.where(seen, total[None, :] - total[:, None], float("-inf"))) * scale
-        written = (dot(k_tile, tl.trans(q_tile), PRECISION) * decay).to(q_tile.dtype)
+        written = (dot_split(k_tile, tl.trans(q_tile), PRECISION, SPLIT) * decay).to(q_tile.dtype)
         d_scores = tl.zeros([C, C], tl.float32)
         taken = tl.zeros([C], tl.float32)  # what the gradient of the state after the chunk answers to each token
         d_rate = tl.zeros([C], tl.float32)
-        for j in range(tl.cdiv(V, BLOCK_V)):  # not unrolled: saves registers
+        for j in tl.range(tl.cdiv(V, BLOCK_V), disable_licm=SPLIT > 1):  # not unrolled: saves registers
             col = j * BLOCK_V + tl.arange(0, BLOCK_V)
             v_tile = load_tile(v + b * v_b + wide * v_t + h * v_h, v_t, row, left, col, V)
             dy_tile = load_tile(dy + b * dy_b + wide * dy_t + h * dy_h, dy_t, row, left, col, V)
             d_state = load_tile(d_ends + ((b * heads + h) * chunks + chunk) * K * V, V, key, K, col, V)
-            answer = dot(k_tile, d_state, PRECISION) * after[:, None]
+            answer = dot_split(k_tile, d_state, PRECISION, SPLIT) * after[:, None]
             taken += tl.sum(answer * v_tile.to(tl.float32), 1)
             answer = dot(written, dy_tile, PRECISION, answer)
             if HAS_BETA:
@@ -134,7 +142,7 @@ def _write_gradients_kernel(
             place = ((b * length + start) * heads + h) * V
             store_tile(dv + place, heads * V, row, left, col, V, answer * rate[:, None])
             weighted = (v_tile * (after * rate)[:, None]).to(v_tile.dtype)
-            dk_sum = dot(weighted, tl.trans(d_state), PRECISION, dk_sum)
+            dk_sum = dot_turned(weighted, tl.trans(d_state), PRECISION, SPLIT > 1, dk_sum)
             d_scores = dot(v_tile, tl.trans(dy_tile), PRECISION, d_scores)
         place = (b * length + start) * heads + h
         if HAS_BETA:
@@ -143,7 +151,9 @@ def _write_gradients_kernel(
             tl.store(sent + place + row * heads, rate * taken, row < left)
         decay = tl.exp(-tl.where(seen, total[:, None] - total[None, :], float("inf")))
         d_products = (d_scores * decay * (rate * scale)[:, None]).to(q_tile.dtype)
-        dk_sum = dot(d_products, q_tile, PRECISION, dk_sum)
+        dk_sum = dot_turned(d_products, q_tile, PRECISION, SPLIT > 1, dk_sum)
+    if SPLIT > 1:
+        dk_sum = tl.trans(dk_sum)
     store_tile(
         dk + (((part * batch + b) * length + start) * groups + head_group) * K, groups * K, row, left, key, K, dk_sum
     )
@@ -290,7 +300,7 @@ def _backward(
         dg = v.new_empty(triton.cdiv(keys, read_k), batch, length, heads, dtype=torch.float32)
     _write_gradients_kernel[batch * chunks, parts * groups](
         q, k, v, given(g, v), given(beta, v), given(index, v), dy, d_ends, dk, dv, dbeta, sent,
-        *shape, *steps, **common | {"BLOCK_V": 16}, BLOCK_K=block(keys),
+        *shape, *steps, **common | {"BLOCK_V": 16}, BLOCK_K=block(keys), SPLIT=splits(k),
         num_warps=4 * halving(k.dtype) if on_nvidia() else 4, num_stages=1,
     )  # fmt: skip
     _read_gradients_kernel[batch * chunks, parts * groups, triton.cdiv(keys, read_k)](

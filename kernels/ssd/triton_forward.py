@@ -13,12 +13,14 @@ from torch import Tensor
 from ..tiles import (
     block,
     dot,
+    dot_split,
     given,
     halving,
     load_column,
     load_documents,
     load_tile,
     precision,
+    splits,
     store_tile,
     strides,
 )
@@ -76,8 +78,8 @@ def output_kernel(
     scale, length, heads, group, span,
     q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, g_b, g_t, g_h, beta_b, beta_t, beta_h,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
-    HAS_G: tl.constexpr, HAS_BETA: tl.constexpr, HAS_INDEX: tl.constexpr, HAS_INITIAL: tl.constexpr,
-    HAS_STARTS: tl.constexpr, HAS_FINAL: tl.constexpr, PRECISION: tl.constexpr,
+    SPLIT: tl.constexpr, HAS_G: tl.constexpr, HAS_BETA: tl.constexpr, HAS_INDEX: tl.constexpr,
+    HAS_INITIAL: tl.constexpr, HAS_STARTS: tl.constexpr, HAS_FINAL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """y (B, L, H, V) of `span` chunks per program and, by the last program, final (B, H, K, V)."""
     slots = tl.cdiv(length, C * span)
@@ -120,12 +122,12 @@ def output_kernel(
             after = tl.where(here == last, after, 0.0)
             passed = tl.where(before == last, passed, 0.0)
         # Reading and writing the state comes first: that keeps fewer tiles in registers at a time.
-        out = dot(q_tile, state.to(q_tile.dtype), PRECISION) * until[:, None]
+        out = dot_split(q_tile, state.to(q_tile.dtype), PRECISION, SPLIT) * until[:, None]
         weighted = (v_tile * (after * rate)[:, None]).to(v_tile.dtype)
         state = dot(tl.trans(k_tile), weighted, PRECISION, state * passed)
         # The mask goes in before exp: above the diagonal the difference is positive.
         decay = tl.exp(tl.where(seen, total[:, None] - total[None, :], float("-inf")))
-        scores = dot(q_tile, tl.trans(k_tile), PRECISION) * decay * rate[None, :]
+        scores = dot_split(q_tile, tl.trans(k_tile), PRECISION, SPLIT) * decay * rate[None, :]
         out = dot(scores.to(v_tile.dtype), v_tile, PRECISION, out)
         store_tile(y + wide * heads * V, heads * V, row, left, col, V, out * scale)
     if HAS_FINAL:  # noqa: SIM102 - a constant of the kernel
@@ -224,6 +226,6 @@ def outputs(
         *strides(q), *strides(k), *strides(v), *strides(g), *strides(beta),
         BLOCK_K=block(k.shape[3]), HAS_INITIAL=initial is not None, HAS_STARTS=starts is not None,
         HAS_FINAL=final is not None, **constants(k, v, g, beta, index) | {"BLOCK_V": columns, "C": chunk},
-        num_warps=4, num_stages=2 // halving(k.dtype),
+        SPLIT=splits(k), num_warps=min(8, max(4, splits(k))), num_stages=2 // halving(k.dtype),
     )  # fmt: skip
     return y

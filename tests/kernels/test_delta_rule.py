@@ -115,6 +115,12 @@ def test_triton_small():
     compare(delta_rule, inputs, "triton", return_final_state=True)
 
 
+def test_triton_split():
+    """Keys and values of more than one block: products are split, and the gradients loop three times."""
+    inputs = scan_inputs("delta_rule", 1, 21, 1, 20, 18, documents=True)
+    compare(delta_rule, inputs, "triton", return_final_state=True)
+
+
 def test_triton_bfloat16():
     inputs = scan_inputs("delta_rule", 1, 33, 1, 16, 5, dtype=torch.bfloat16)
     compare(delta_rule, inputs, "triton", return_final_state=True)
@@ -143,7 +149,8 @@ def test_triton_grid(batch, length, heads, keys, size, documents, dtype):
 MUTANTS = [
     ("seen = row[:, None] > row[None, :]", "seen = row[:, None] >= row[None, :] + 2"),
     ("dot(tl.trans(k_tile), weighted, PRECISION, d_state)", "d_state * 1.0"),
-    ("dk_tile = dot(tl.trans(d_gram.to(k_tile.dtype)), k_tile, PRECISION, dk_tile)", "dk_tile += 0.0"),
+    ("sent += tl.sum(dot(k_tile, d_state, PRECISION) * new, 1)", "sent += 0.0"),
+    ("(d_gram + tl.trans(d_gram))", "d_gram"),
     ("dv + values, heads * V", "dv + values, V"),
     ("d_rate += tl.sum(d_decayed * gram, 1)", "d_rate += 0.0"),
 ]
@@ -156,5 +163,5 @@ def test_broken_kernel_is_caught(old, new, tmp_path):
     def check():
         compare(delta_rule, inputs, "triton", return_final_state=True)
 
-    with mutated("delta_rule", old, new, tmp_path):
+    with mutated("delta_rule", old, new, tmp_path, files=("triton_solve", "triton")):
         assert not agrees(check)

@@ -214,6 +214,12 @@ def test_triton_bfloat16():
     compare(ssd, inputs, "triton", return_final_state=True)
 
 
+def test_triton_split():
+    """Keys of more than one block: products are split, and gradients of keys summed in transposed tiles."""
+    inputs = scan_inputs("ssd", 1, 21, 2, 20, 18, groups=1, documents=True)
+    compare(ssd, inputs, "triton", return_final_state=True)
+
+
 def test_triton_plain():
     compare(ssd, scan_inputs("ssd", 1, 1, 1, 3, 4, gates=False, initial=False), "triton")
 
