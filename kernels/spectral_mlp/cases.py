@@ -42,6 +42,16 @@ def case_forward() -> dict[str, int]:
     return _forward((2, 14, 8, 64), 4)
 
 
+def case_forward_32() -> dict[str, int]:
+    """Inference, 2 blocks of 32 channels, whose weights stay in registers."""
+    return _forward((2, 14, 8, 64), 2)
+
+
+def case_forward_96() -> dict[str, int]:
+    """Inference, 2 blocks of 96 channels as in AFNO-B, whose weights do not."""
+    return _forward((1, 14, 8, 192), 2)
+
+
 def case_backward() -> dict[str, int]:
     """Forward and backward, 4 blocks of 16 channels."""
     return _both((2, 14, 8, 64), 4)

@@ -7,8 +7,9 @@ split in registers, both layers, biases, activation and shrinkage follow without
 does the same once more, from x and dy alone, and adds up the gradients of the weights in registers; one partial sum for
 each program, added afterwards without atomics. Both work along whichever axis is innermost in memory.
 
-Up to 16 channels of a block all fits into the registers. Beyond that the kernels spill on some chips, so that `auto`
-prefers the library's complex batched products (`eager.py`); from 33 on the gradient comes from those in any case.
+Up to 32 channels of a block all weights fit into the registers; of more the forward kernel reads 32 x 32 at a time, for
+every tile of modes again. `auto` prefers the library's complex batched products (`eager.py`) beyond 16 channels, where
+the backward kernel spills a few bytes on some chips; from 33 on the gradient comes from those in any case.
 """
 
 # ruff: noqa: RUF005 - Triton knows no star inside tuples
@@ -28,63 +29,10 @@ from ..registration import register_op
 from ..tiles import dot
 from .eager import backward_op as library_backward
 from .eager import laid_out, viewed
+from .triton_tiles import anew, dot_by_16, load_complex, load_weight, load_weights, mode_rows, shrink, store_complex
 
 LARGEST = 128  # channels of a block in the forward kernel
 LARGEST_BACKWARD = 32
-
-
-@triton.jit
-def _load(pointer, row, row_real, col, col_real, MODES_INNER: tl.constexpr):
-    """Real and imaginary parts (R, S) of a tile of complex numbers; row and col are offsets in complex numbers."""
-    pair = tl.arange(0, 2)[None, None, :]
-    if MODES_INNER:
-        at = 2 * (col[:, None] + row[None, :])
-        mask = col_real[:, None] & row_real[None, :]
-        real, imag = tl.split(tl.load(pointer + at[:, :, None] + pair, mask=mask[:, :, None], other=0.0))
-        return tl.trans(real), tl.trans(imag)
-    else:
-        at = 2 * (row[:, None] + col[None, :])
-        mask = row_real[:, None] & col_real[None, :]
-        return tl.split(tl.load(pointer + at[:, :, None] + pair, mask=mask[:, :, None], other=0.0))
-
-
-@triton.jit
-def _store(pointer, row, row_real, col, col_real, real, imag, MODES_INNER: tl.constexpr):
-    pair = tl.arange(0, 2)[None, None, :]
-    if MODES_INNER:
-        at = 2 * (col[:, None] + row[None, :])
-        mask = col_real[:, None] & row_real[None, :]
-        tl.store(pointer + at[:, :, None] + pair, tl.join(tl.trans(real), tl.trans(imag)), mask=mask[:, :, None])
-    else:
-        at = 2 * (row[:, None] + col[None, :])
-        mask = row_real[:, None] & col_real[None, :]
-        tl.store(pointer + at[:, :, None] + pair, tl.join(real, imag), mask=mask[:, :, None])
-
-
-@triton.jit
-def _weight(pointer, row, rows, col, cols):
-    """A tile of a real matrix (rows, cols)."""
-    mask = (row < rows)[:, None] & (col < cols)[None, :]
-    return tl.load(pointer + row[:, None] * cols + col[None, :], mask=mask, other=0.0)
-
-
-@triton.jit
-def _anew(w, tile):
-    """w, but as far as the compiler knows another one for every tile. Otherwise it moves the conversion of a weight to
-    an operand of a product out of the loop, where every warp then holds all weights in registers, and spills."""
-    return tl.where(tile != -1, w, 0.0)
-
-
-@triton.jit
-def _shrink(v, threshold):
-    return tl.where(v > threshold, v - threshold, tl.where(v < -threshold, v + threshold, 0.0))
-
-
-@triton.jit
-def _rows(tile, modes, count, x_b, x_m, R: tl.constexpr):
-    """Offsets (R,) of the modes of a tile, and which of them exist; modes of a sample, count in all samples."""
-    r = tl.cast(tile, tl.int64) * R + tl.arange(0, R)
-    return r // modes * x_b + r % modes * x_m, r < count
 
 
 @triton.jit
@@ -93,61 +41,68 @@ def spectral_mlp_forward_kernel(
     CS: tl.constexpr, CN: tl.constexpr, HS: tl.constexpr, HN: tl.constexpr, ACTIVATION: tl.constexpr,
     SHRINK: tl.constexpr, MODES_INNER: tl.constexpr, PRECISION: tl.constexpr, R: tl.constexpr,
 ):  # fmt: skip
-    """Channels of a block come as CN tiles of CS, hidden channels as HN tiles of HS."""
+    """Channels of a block come as CN tiles of CS, hidden channels as HN tiles of HS, one after the other."""
     k = tl.cast(tl.program_id(0), tl.int64)
     c = tl.arange(0, CS)
     h = tl.arange(0, HS)
     imag1 = blocks * width * hidden
     w1 = w1_ptr + k * width * hidden
     w2 = w2_ptr + k * width * hidden
-    w1_real = ()
-    w1_imag = ()
-    w2_real = ()
-    w2_imag = ()
-    for i in tl.static_range(0, CN):
-        for j in tl.static_range(0, HN):
-            w1_real = w1_real + (_weight(w1, i * CS + c, width, j * HS + h, hidden),)
-            w1_imag = w1_imag + (_weight(w1 + imag1, i * CS + c, width, j * HS + h, hidden),)
-            w2_real = w2_real + (_weight(w2, j * HS + h, hidden, i * CS + c, width),)
-            w2_imag = w2_imag + (_weight(w2 + imag1, j * HS + h, hidden, i * CS + c, width),)
+    if CN * HN == 1:
+        w1_real, w1_imag = load_weights(w1, imag1, c, width, h, hidden)
+        w2_real, w2_imag = load_weights(w2, imag1, h, hidden, c, width)
     for tile in range(tl.program_id(1), tl.cdiv(count, R), tl.num_programs(1)):
-        row, row_real = _rows(tile, modes, count, x_b, x_m, R)
+        row, row_real = mode_rows(tile, modes, count, x_b, x_m, R)
         x_real = ()
         x_imag = ()
-        for i in tl.static_range(0, CN):
+        y_real = ()
+        y_imag = ()
+        for i in tl.static_range(CN):
             channel = i * CS + c
-            real, imag = _load(x_ptr + 2 * k * x_k, row, row_real, channel * x_c, channel < width, MODES_INNER)
+            real, imag = load_complex(x_ptr + 2 * k * x_k, row, row_real, channel * x_c, channel < width, MODES_INNER)
             x_real = x_real + (real,)
             x_imag = x_imag + (imag,)
-        a_real = ()
-        a_imag = ()
-        for j in tl.static_range(0, HN):
+            y_real = y_real + (tl.zeros((R, CS), tl.float32),)
+            y_imag = y_imag + (tl.zeros((R, CS), tl.float32),)
+        for j in tl.range(HN, disable_licm=HN > 1):
             bias = b1_ptr + k * hidden + j * HS + h
             here = j * HS + h < hidden
-            real = tl.zeros((R, HS), tl.float32) + tl.load(bias, mask=here, other=0.0)[None, :]
-            imag = tl.zeros((R, HS), tl.float32) + tl.load(bias + blocks * hidden, mask=here, other=0.0)[None, :]
-            for i in tl.static_range(0, CN):
-                real = dot(x_real[i], _anew(w1_real[i * HN + j], tile), PRECISION, real)
-                real = dot(-x_imag[i], _anew(w1_imag[i * HN + j], tile), PRECISION, real)
-                imag = dot(x_real[i], _anew(w1_imag[i * HN + j], tile), PRECISION, imag)
-                imag = dot(x_imag[i], _anew(w1_real[i * HN + j], tile), PRECISION, imag)
-            a_real = a_real + (activate(real, ACTIVATION),)
-            a_imag = a_imag + (activate(imag, ACTIVATION),)
-        for i in tl.static_range(0, CN):
+            a_real = tl.zeros((R, HS), tl.float32) + tl.load(bias, mask=here, other=0.0)[None, :]
+            a_imag = tl.zeros((R, HS), tl.float32) + tl.load(bias + blocks * hidden, mask=here, other=0.0)[None, :]
+            for i in tl.static_range(CN):
+                if CN * HN > 1:
+                    w1_real, w1_imag = load_weights(w1, imag1, i * CS + c, width, j * HS + h, hidden)
+                v_real = anew(w1_real, tile)
+                v_imag = anew(w1_imag, tile)
+                a_real = dot_by_16(x_real[i], v_real, PRECISION, a_real)
+                a_real = dot_by_16(-x_imag[i], v_imag, PRECISION, a_real)
+                a_imag = dot_by_16(x_real[i], v_imag, PRECISION, a_imag)
+                a_imag = dot_by_16(x_imag[i], v_real, PRECISION, a_imag)
+            a_real = activate(a_real, ACTIVATION)
+            a_imag = activate(a_imag, ACTIVATION)
+            sum_real = ()
+            sum_imag = ()
+            for i in tl.static_range(CN):
+                if CN * HN > 1:
+                    w2_real, w2_imag = load_weights(w2, imag1, j * HS + h, hidden, i * CS + c, width)
+                v_real = anew(w2_real, tile)
+                v_imag = anew(w2_imag, tile)
+                part = dot_by_16(a_real, v_real, PRECISION, y_real[i])
+                sum_real = sum_real + (dot_by_16(-a_imag, v_imag, PRECISION, part),)
+                part = dot_by_16(a_real, v_imag, PRECISION, y_imag[i])
+                sum_imag = sum_imag + (dot_by_16(a_imag, v_real, PRECISION, part),)
+            y_real = sum_real
+            y_imag = sum_imag
+        for i in tl.static_range(CN):
             channel = i * CS + c
             bias = b2_ptr + k * width + channel
             here = channel < width
-            real = tl.zeros((R, CS), tl.float32) + tl.load(bias, mask=here, other=0.0)[None, :]
-            imag = tl.zeros((R, CS), tl.float32) + tl.load(bias + blocks * width, mask=here, other=0.0)[None, :]
-            for j in tl.static_range(0, HN):
-                real = dot(a_real[j], _anew(w2_real[i * HN + j], tile), PRECISION, real)
-                real = dot(-a_imag[j], _anew(w2_imag[i * HN + j], tile), PRECISION, real)
-                imag = dot(a_real[j], _anew(w2_imag[i * HN + j], tile), PRECISION, imag)
-                imag = dot(a_imag[j], _anew(w2_real[i * HN + j], tile), PRECISION, imag)
+            real = y_real[i] + tl.load(bias, mask=here, other=0.0)[None, :]
+            imag = y_imag[i] + tl.load(bias + blocks * width, mask=here, other=0.0)[None, :]
             if SHRINK:
-                real = _shrink(real, threshold)
-                imag = _shrink(imag, threshold)
-            _store(y_ptr + 2 * k * x_k, row, row_real, channel * x_c, here, real, imag, MODES_INNER)
+                real = shrink(real, threshold)
+                imag = shrink(imag, threshold)
+            store_complex(y_ptr + 2 * k * x_k, row, row_real, channel * x_c, here, real, imag, MODES_INNER)
 
 
 @triton.jit
@@ -165,10 +120,10 @@ def spectral_mlp_backward_kernel(
     imag1 = blocks * width * hidden
     w1 = w1_ptr + k * width * hidden
     w2 = w2_ptr + k * width * hidden
-    w1_real = _weight(w1, c, width, h, hidden)
-    w1_imag = _weight(w1 + imag1, c, width, h, hidden)
-    w2_real = _weight(w2, h, hidden, c, width)
-    w2_imag = _weight(w2 + imag1, h, hidden, c, width)
+    w1_real = load_weight(w1, c, width, h, hidden)
+    w1_imag = load_weight(w1 + imag1, c, width, h, hidden)
+    w2_real = load_weight(w2, h, hidden, c, width)
+    w2_imag = load_weight(w2 + imag1, h, hidden, c, width)
     b1_real = tl.load(b1_ptr + k * hidden + h, mask=h < hidden, other=0.0)[None, :]
     b1_imag = tl.load(b1_ptr + (blocks + k) * hidden + h, mask=h < hidden, other=0.0)[None, :]
     if SHRINK:
@@ -183,13 +138,13 @@ def spectral_mlp_backward_kernel(
     db2_real = tl.zeros((CS,), tl.float32)
     db2_imag = tl.zeros((CS,), tl.float32)
     for tile in range(tl.program_id(1), tl.cdiv(count, R), tl.num_programs(1)):
-        row, row_real = _rows(tile, modes, count, x_b, x_m, R)
-        x_real, x_imag = _load(x_ptr + 2 * k * x_k, row, row_real, c * x_c, c < width, MODES_INNER)
-        g_real, g_imag = _load(dy_ptr + 2 * k * x_k, row, row_real, c * x_c, c < width, MODES_INNER)
-        v1_real = _anew(w1_real, tile)
-        v1_imag = _anew(w1_imag, tile)
-        v2_real = _anew(w2_real, tile)
-        v2_imag = _anew(w2_imag, tile)
+        row, row_real = mode_rows(tile, modes, count, x_b, x_m, R)
+        x_real, x_imag = load_complex(x_ptr + 2 * k * x_k, row, row_real, c * x_c, c < width, MODES_INNER)
+        g_real, g_imag = load_complex(dy_ptr + 2 * k * x_k, row, row_real, c * x_c, c < width, MODES_INNER)
+        v1_real = anew(w1_real, tile)
+        v1_imag = anew(w1_imag, tile)
+        v2_real = anew(w2_real, tile)
+        v2_imag = anew(w2_imag, tile)
         z_real = dot(x_real, v1_real, PRECISION, tl.zeros((R, HS), tl.float32) + b1_real)
         z_real = dot(-x_imag, v1_imag, PRECISION, z_real)
         z_imag = dot(x_real, v1_imag, PRECISION, tl.zeros((R, HS), tl.float32) + b1_imag)
@@ -225,7 +180,7 @@ def spectral_mlp_backward_kernel(
         dx_real = dot(d_imag, tl.trans(v1_imag), PRECISION, dx_real)
         dx_imag = dot(d_imag, tl.trans(v1_real), PRECISION)
         dx_imag = dot(-d_real, tl.trans(v1_imag), PRECISION, dx_imag)
-        _store(dx_ptr + 2 * k * x_k, row, row_real, c * x_c, c < width, dx_real, dx_imag, MODES_INNER)
+        store_complex(dx_ptr + 2 * k * x_k, row, row_real, c * x_c, c < width, dx_real, dx_imag, MODES_INNER)
     at = k * width * hidden + split * 2 * imag1
     first = (c < width)[:, None] & (h < hidden)[None, :]
     tl.store(dw1_ptr + at + c[:, None] * hidden + h[None, :], dw1_real, mask=first)
@@ -243,7 +198,7 @@ def spectral_mlp_backward_kernel(
 
 def _tiles(size: int) -> tuple[int, int]:
     """How `size` channels are cut: the channels of a tile, a power of two, and the number of tiles."""
-    if size <= 64:
+    if size <= 32:
         return max(16, triton.next_power_of_2(size)), 1
     return 32, triton.cdiv(size, 32)
 
