@@ -43,10 +43,13 @@ def _linear_grads(
     grad: Tensor, x: Tensor, weight: Tensor, needs: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of input, weight and bias of a linear layer."""
-    flat = grad.reshape(-1, grad.shape[-1])
+    flat, x = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+    grad_weight = None
+    if needs[1]:  # a product with more rows than columns takes up to a fifth less time than its transpose
+        grad_weight = flat.t() @ x if weight.shape[0] >= weight.shape[1] else (x.t() @ flat).t()
     return (
         _one_dnn(grad.contiguous(), weight.t(), None, "none") if needs[0] else None,
-        flat.t() @ x.reshape(-1, x.shape[-1]) if needs[1] else None,
+        grad_weight,
         flat.sum(0) if needs[2] else None,
     )
 
@@ -121,8 +124,8 @@ class _StarLinear(torch.autograd.Function):
 class _Mlp(torch.autograd.Function):
     """`act(x W1^T + b1) W2^T + b2`: the wide gradient between the layers is scaled in place, never copied.
 
-    A fresh map of that width costs more in page faults than in arithmetic: the copy was 3% of a training step of
-    ConvFormer-S18.
+    A fresh map of that width costs more in page faults than in arithmetic. For the same reason a square is computed
+    again in backward and not kept; GELU is too dear for that.
     """
 
     @staticmethod
@@ -132,7 +135,7 @@ class _Mlp(torch.autograd.Function):
         ctx.squared = act == "squared_relu"
         hidden = _one_dnn(x, weight1, bias1, "relu" if ctx.squared else "none")
         inner = hidden * hidden if ctx.squared else F.gelu(hidden)
-        ctx.save_for_backward(x, weight1, hidden, inner, weight2)
+        ctx.save_for_backward(x, weight1, hidden, None if ctx.squared else inner, weight2)
         return _one_dnn(inner, weight2, bias2, "none")
 
     @staticmethod
@@ -140,6 +143,7 @@ class _Mlp(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight1, hidden, inner, weight2 = ctx.saved_tensors
         needs = ctx.needs_input_grad
+        inner = hidden * hidden if inner is None else inner
         wide, grad_weight2, grad_bias2 = _linear_grads(grad, inner, weight2, (True, *needs[3:5]))
         assert wide is not None
         if not ctx.squared:
