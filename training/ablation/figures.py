@@ -22,6 +22,7 @@ _COLOURS = [
     "#7a5a46",
 ]
 _DASHES = ("-", "--", ":")
+_MARKERS = ("o", "s", "^")
 _COSTS = (
     ("flops", "FLOPs per sample", False),
     ("activation_bytes", "activation bytes per sample", False),
@@ -61,13 +62,14 @@ def _figure(columns: int, rows: int = 1, *, width: float = 5.0, height: float = 
 def _style(results: Mapping[str, Any], arm: str) -> dict[str, Any]:
     arms = list(dict.fromkeys(cell["arm"] for cell in results["cells"]))
     i = arms.index(arm)
-    return {"color": _COLOURS[i % 10], "linestyle": _DASHES[i // 10 % 3]}
+    return {"color": _COLOURS[i % 10], "linestyle": _DASHES[i // 10 % 3], "marker": _MARKERS[i // 10 % 3]}
 
 
 def _legend(figure: Any, axes: Any) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        columns = min(6, len(labels))
+        inches = 0.6 + 0.075 * max(map(len, labels))  # of an entry at this size
+        columns = max(1, min(8, int(figure.get_figwidth() / inches)))
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
 
 
@@ -95,37 +97,42 @@ def _pareto(results: Mapping[str, Any], path: Path) -> str:
     costs = [c for c in _COSTS if sum(math.isfinite(_value(cell["costs"].get(c[0]))) for cell in cells) > 1]
     if not costs or not cells:
         return ""
-    from matplotlib.ticker import EngFormatter
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-    figure, axes = _figure(len(costs))
+    figure, axes = _figure(len(costs), height=4.0)
     sign = 1 if results["higher_is_better"] else -1
     for one, (key, name, more) in zip(axes, costs, strict=True):
         x = [_value(cell["costs"].get(key)) for cell in cells]
         for cell, cost in zip(cells, x, strict=True):
-            colour = _style(results, cell["arm"])["color"]
+            style = {**_style(results, cell["arm"]), "linestyle": "none", "label": cell["arm"]}
             bar = [[max(0.0, cell["mean"] - cell["low"])], [max(0.0, cell["high"] - cell["mean"])]]
-            one.errorbar(cost, cell["mean"], bar, fmt="o", color=colour, markersize=5, linewidth=1)
-            one.annotate(cell["arm"], (cost, cell["mean"]), (4, 4), textcoords="offset points", fontsize=7)
+            one.errorbar(cost, cell["mean"], bar, markersize=5, elinewidth=1, **style)
         front = pareto([-v if more else v for v in x], [sign * cell["mean"] for cell in cells])
         one.plot([x[i] for i in front], [cells[i]["mean"] for i in front], ":", color="#5b6675", linewidth=1)
         known = [v for v in x if v > 0]
         if known and max(known) > 3 * min(known):
             one.set_xscale("log")
+            one.xaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
+            one.xaxis.set_minor_formatter(EngFormatter(sep="") if max(known) < 10 * min(known) else NullFormatter())
         one.xaxis.set_major_formatter(EngFormatter(sep=""))
         one.set(xlabel=name.format(unit=results["unit"]), ylabel=f"{results['split']} {results['metric']}")
+    _legend(figure, axes[0])
     figure.suptitle(results["title"] + (f" ({_name(point)})" if point else ""), fontsize=10)
     figure.savefig(path)
     return path.name
 
 
 def _curves(results: Mapping[str, Any], path: Path) -> str:
+    """The validation score over the steps, where it was taken more than once."""
     points = _points(results)[-3:]
+    if all(len(cell["curve"]) < 2 for cell in results["cells"] if cell["point"] in points):
+        return ""
     figure, axes = _figure(len(points), width=max(5.0, 8.0 / len(points)))
     for one, point in zip(axes, points, strict=True):
         for cell in results["cells"]:
             if cell["point"] != point or not cell["curve"]:
                 continue
-            style = _style(results, cell["arm"])
+            style = {**_style(results, cell["arm"]), "markersize": 3}
             steps = [line["step"] for line in cell["curve"]]
             one.plot(steps, [line["mean"] for line in cell["curve"]], label=cell["arm"], linewidth=1.4, **style)
             low, high = ([line[key] for line in cell["curve"]] for key in ("low", "high"))
@@ -161,7 +168,7 @@ def _varied(results: Mapping[str, Any], path: Path) -> str:
                 continue
             style = _style(results, arm)
             x = [c["point"][key] for c in cells]
-            one.plot(x, [c["mean"] for c in cells], marker="o", markersize=3.5, label=arm, linewidth=1.4, **style)
+            one.plot(x, [c["mean"] for c in cells], markersize=3.5, label=arm, linewidth=1.4, **style)
             one.fill_between(x, [c["low"] for c in cells], [c["high"] for c in cells], color=style["color"], alpha=0.12)
         one.set(xlabel=key, ylabel=f"{results['split']} {results['metric']}", xticks=results["vary"][key])
     _legend(figure, axes[0])
@@ -184,7 +191,7 @@ def _scaling(results: Mapping[str, Any], path: Path) -> str:
             pairs = [(line["length"], v) for line in lines if (v := _value(line[key])) > 0]
             if pairs:
                 style = _style(results, arm_of[label])
-                one.plot(*zip(*pairs, strict=True), marker="o", markersize=3, label=arm_of[label], **style)
+                one.plot(*zip(*pairs, strict=True), markersize=3, label=arm_of[label], **style)
         one.set(xscale="log", yscale="log", xlabel="tokens", title=title)
         one.set_xticks(lengths, [f"{n // 1024}k" if n % 1024 == 0 else str(n) for n in lengths])
         one.minorticks_off()

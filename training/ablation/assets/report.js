@@ -339,7 +339,7 @@ function render() {
         box.append(legend());
       });
     }
-    card("curves", "Learning curves", "Validation while training: mean over the seeds, with the range between them. Names in the legend hide and show.", (box) => {
+    if (here().some((c) => c.curve.length > 1)) card("curves", "Learning curves", "Validation while training: mean over the seeds, with the range between them. Names in the legend hide and show.", (box) => {
       const [left, right] = charts(box, [`Validation ${R.metric}`, "Training loss"]);
       box.append(legend());
       const series = (f) => here().map((c) => ({ arm: c.arm, points: c.curve.map(f).filter((p) => num(p.y) !== null) }));
