@@ -88,4 +88,4 @@ def spectral_mlp(
 
 
 AVAILABLE = ("triton", "eager", "reference")
-TRITON_WIDTH = 16  # channels of a block; beyond, the backward kernel spills and `auto` takes library products
+TRITON_WIDTH = 16  # channels of a block; beyond, `auto` takes library products

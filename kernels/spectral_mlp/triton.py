@@ -8,8 +8,8 @@ does the same once more, from x and dy alone, and adds up the gradients of the w
 each program, added afterwards without atomics. Both work along whichever axis is innermost in memory.
 
 Up to 32 channels of a block all weights fit into the registers; of more the forward kernel reads 32 x 32 at a time, for
-every tile of modes again. `auto` prefers the library's complex batched products (`eager.py`) beyond 16 channels, where
-the backward kernel spills a few bytes on some chips; from 33 on the gradient comes from those in any case.
+every tile of modes again. Beyond 16 channels the gradient comes from the library's complex batched products
+(`eager.py`), and `auto` takes those forward too.
 """
 
 # ruff: noqa: RUF005 - Triton knows no star inside tuples
@@ -32,7 +32,7 @@ from .eager import laid_out, viewed
 from .triton_tiles import anew, dot_by_16, load_complex, load_weight, load_weights, mode_rows, shrink, store_complex
 
 LARGEST = 128  # channels of a block in the forward kernel
-LARGEST_BACKWARD = 32
+LARGEST_BACKWARD = 16  # beyond, it spills
 
 
 @triton.jit
@@ -216,11 +216,6 @@ def _forward_shape(CS: int, HS: int) -> tuple[int, int]:
     return (32, 4) if max(CS, HS) <= 16 else (16, 8)
 
 
-def _backward_shape(CS: int, HS: int) -> tuple[int, int]:
-    """The same for the backward kernel."""
-    return 16, 4 if max(CS, HS) <= 16 or not _on_nvidia() else 8
-
-
 def _precision() -> str:
     """Exact float32 products unless PyTorch's own may use TF32. Three TF32 products in place of one spill registers."""
     if triton.knobs.runtime.interpret or torch.get_float32_matmul_precision() == "highest" or not _on_nvidia():
@@ -278,14 +273,14 @@ def _backward(
     modes, count, strides = _modes(view)
     once = sum(t.numel() for t in weights) * 4
     (CS, _), (HS, _) = _tiles(width), _tiles(hidden)
-    R, warps = _backward_shape(CS, HS)
+    R = 16
     # every program reads the weights, writes a part of their gradients, and that is read again
     splits = min(triton.cdiv(count, R), 1 + int(0.3 * 4 * x.numel() * 8 / (3 * once)), triton.cdiv(1024, blocks))
     parts = [t.new_empty(splits, *t.shape) for t in weights]
     spectral_mlp_backward_kernel[blocks, splits](
         torch.view_as_real(dense), torch.view_as_real(dy), *weights, torch.view_as_real(out), *parts, threshold,
         blocks, modes, count, width, hidden, *strides, CS=CS, HS=HS, ACTIVATION=activation, SHRINK=threshold > 0,
-        MODES_INNER=strides[3] == 1 and width > 1, PRECISION=_precision(), R=R, num_warps=warps, num_stages=1,
+        MODES_INNER=strides[3] == 1 and width > 1, PRECISION=_precision(), R=R, num_warps=4, num_stages=1,
     )  # fmt: skip
     dw1, db1, dw2, db2 = (part.sum(0) for part in parts)
     return dx if out is dx else dx.copy_(out), dw1, db1, dw2, db2
