@@ -248,7 +248,7 @@ def _backward(
             samples, positions, *rest = v.shape
             a, h, q, *_ = blocks.views(samples, _padded(positions), *rest)
             *_, raw, s, x, dx, ds, dv = blocks.views(*v.shape)
-            product = raw  # from where on it is free
+            product = raw  # which is needed no longer once there is a product to hold
             for k, path in chosen:
                 (r, b, c), (dr, db, dc) = (t[..., k, :].split((rank, states, states), -1) for t in (inputs, grads))
                 _steps(r, dt_proj[k, e], dt_bias[k, e], raw, s)
@@ -307,8 +307,16 @@ def _autograd(ctx, dy):
     return *backward_op(dy, *ctx.saved_tensors, ctx.paths), None
 
 
-backward_op = register_op("grid_scan_backward", _backward, _backward_fake)
-forward_op = register_op("grid_scan", _forward, _forward_fake, save=_save, backward=_autograd)
+def _flops(u, low, dt_proj, *_, out_shape=None, **__) -> int:
+    return 2 * math.prod(u[:3]) * math.prod(dt_proj)  # of the projection to steps
+
+
+def _backward_flops(dy, *inputs, out_shape=None, **__) -> int:
+    return 3 * _flops(*inputs)  # the steps again, and two gradients
+
+
+backward_op = register_op("grid_scan_backward", _backward, _backward_fake, flops=_backward_flops)
+forward_op = register_op("grid_scan", _forward, _forward_fake, save=_save, backward=_autograd, flops=_flops)
 
 
 def grid_scan(

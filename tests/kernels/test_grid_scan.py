@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from mixerzoo.kernels import grid_scan as module
 from mixerzoo.kernels.grid_scan import LinePath, grid_scan
 from mixerzoo.tests.kernels.utils import TOLERANCE, agrees, error, mutated, run, skewed, widen
+from torch.utils.flop_counter import FlopCounterMode
 
 PATHS = [LinePath(*bits) for bits in itertools.product((False, True), repeat=3)]
 SIZES = [(2, 5, 7, 3), (1, 1, 1, 1), (1, 9, 1, 2), (2, 1, 17, 3), (1, 16, 8, 4), (2, 3, 70, 2), (3, 13, 9, 5)]
@@ -127,6 +128,17 @@ def test_opcheck_and_compile():
         torch.library.opcheck(module.forward_op, (*leaves, codes))
     compiled = torch.compile(lambda **x: grid_scan(**x, paths=PATHS[:4]), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(**given), grid_scan(**given, paths=PATHS[:4]))
+
+
+def test_flops_are_those_of_the_products_inside():
+    given = {k: v.requires_grad_() for k, v in inputs(2, 3, 5, 7).items()}
+    with FlopCounterMode(display=False) as counter:
+        grid_scan(**given, paths=PATHS[:4])
+    forward = counter.get_total_flops()
+    assert forward == 4 * 2 * (2 * 3 * 5) * 7 * 2  # paths, multiply and add, tokens, channels, rank
+    with FlopCounterMode(display=False) as counter:
+        grid_scan(**given, paths=PATHS[:4]).sum().backward()
+    assert counter.get_total_flops() == 4 * forward
 
 
 def test_keeps_the_image_and_nothing_of_each_path():
