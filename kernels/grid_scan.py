@@ -273,8 +273,9 @@ def _backward(
                 _add(dv, dx, s, k == chosen[0][0])
                 dstep = ds.addcmul_(dx, v).mul_(slope).flatten(0, 2)
                 # products with few rows take a third of the time of the same ones with few columns
-                dr[:] = (dt_proj[k, e].T @ dstep.T).T.view_as(dr)
-                ddt_proj[k, e] += (r.flatten(0, 2).T @ dstep).T
+                with torch.autocast(u.device.type, enabled=False):
+                    dr[:] = (dt_proj[k, e].T @ dstep.T).T.view_as(dr)
+                    ddt_proj[k, e] += (r.flatten(0, 2).T @ dstep).T
                 ddt_bias[k, e] += dstep.sum(0)
             du[m, ..., e] += dv if columns else dv.transpose(1, 2)
             for k, _ in chosen:

@@ -24,6 +24,7 @@ from .orders import Order
 from .recurrent import log_uniform_dt_bias
 
 _PATHS = 4
+_SMALL = 1 << 18  # numbers in a batch, below which calls for each of several states cost more than copies
 _ROWS, _COLUMNS = LinePath(False, False, False), LinePath(True, False, False)
 # the modes of `order_paths.cross_scan`, for `kernels.grid_scan`
 _LINES = {
@@ -174,8 +175,9 @@ class SS2D(Mixer, name="ss2d"):
         # what depends on the token alone is computed once, before it is read along the paths
         low = F.linear(u, self.x_proj.flatten(0, 1).to(u.dtype)).unflatten(-1, (_PATHS, -1))
         rates, skip = -torch.exp(self.A_log.float()), self.D.float()
-        if self.lines is not None and choose_backend("ss2d", "auto", u) == "eager":
-            y = grid_scan(u, low, self.dt_proj, self.dt_bias, rates, skip, self.lines)
+        lines = self.lines if self.d_state == 1 or u.numel() >= _SMALL else None
+        if lines is not None and choose_backend("ss2d", "auto", u) == "eager":
+            y = grid_scan(u, low, self.dt_proj, self.dt_bias, rates, skip, lines)
         else:
             y = self.put_back(self.scan_copies(u, low, rates, skip), grid)
         y = self.norm(y.to(self.norm.weight.dtype))

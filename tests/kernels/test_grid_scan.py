@@ -114,6 +114,15 @@ def test_nothing(size):
     assert all(v.isfinite().all() for v in found.values())
 
 
+def test_autocast_changes_nothing():
+    given = {k: v.requires_grad_() for k, v in inputs(1, 3, 4, 2).items()}
+    plain = run(grid_scan, given, paths=PATHS[:4])
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = run(grid_scan, given, paths=PATHS[:4])
+    for name, value in plain.items():
+        assert torch.equal(value, inside[name]), name
+
+
 def test_gradcheck():
     given = widen(inputs(1, 3, 4, 2))
     leaves = [v.requires_grad_() for v in given.values()]
@@ -156,6 +165,8 @@ MUTANTS = [
     ("_times_previous(a, h, path)", "a.mul_(h)"),
     ("path.backwards(), before=True", "path.backwards()"),
     ("h[:, positions:] = 0.0", "pass"),
+    ("q[:, positions:] = 0.0", "pass"),
+    ("a[:, positions:] = 1.0", "a[:, positions:] = 0.0"),
     ("dA[k, e, n] +=", "dA[k, e, n] ="),
     ("y[m, ..., e] += total if columns else total.transpose(1, 2)", "y[m, ..., e] += total.view_as(y[m, ..., e])"),
     ("k == chosen[0][0] and n == 0", "n == 0"),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from mixerzoo.errors import ConfigError
+from mixerzoo.kernels.grid_scan import grid_scan
 from mixerzoo.kernels.selective_scan import selective_scan
-from mixerzoo.mixers import create_mixer, mixer_class
+from mixerzoo.mixers import create_mixer, mixer_class, ss2d
 from mixerzoo.models.blocks import MetaFormerBlock
 from mixerzoo.tests.utils import check_golden, load_golden, relative_error
 
@@ -68,12 +69,16 @@ def test_selective_scan(backend):
 @pytest.mark.parametrize("gate", [True, False])
 def test_scans_in_place_equal_scans_on_copies(scan, gate, monkeypatch):
     torch.manual_seed(0)
+    monkeypatch.setattr(ss2d, "_SMALL", 0)
+    calls = []
+    monkeypatch.setattr(ss2d, "grid_scan", lambda *args: calls.append(1) or grid_scan(*args))
     mixer, x = create_mixer("ss2d", 8, scan=scan, gate=gate, d_state=2), torch.randn(2, 5, 9, 8, requires_grad=True)
     found = {}
     for kernels in ("eager", "reference"):
         monkeypatch.setenv("MIXERZOO_KERNELS", kernels)
         y = mixer(x)
         found[kernels] = [y.detach(), *torch.autograd.grad(y.square().sum(), [x, *mixer.parameters()])]
+        assert len(calls) == 1, "in place, on CPUs, and only there"
     for ours, theirs in zip(*found.values(), strict=True):
         assert relative_error(ours, theirs) < 2e-5
 

@@ -70,6 +70,7 @@ def _legend(figure: Any, axes: Any) -> None:
     if handles:
         inches = 0.6 + 0.075 * max(map(len, labels))  # of an entry at this size
         columns = max(1, min(8, int(figure.get_figwidth() / inches)))
+        figure.set_figheight(figure.get_figheight() + 0.18 * math.ceil(len(labels) / columns))
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
 
 
@@ -99,7 +100,7 @@ def _pareto(results: Mapping[str, Any], path: Path) -> str:
         return ""
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-    figure, axes = _figure(len(costs), height=4.0)
+    figure, axes = _figure(len(costs))
     sign = 1 if results["higher_is_better"] else -1
     for one, (key, name, more) in zip(axes, costs, strict=True):
         x = [_value(cell["costs"].get(key)) for cell in cells]
@@ -126,6 +127,7 @@ def _curves(results: Mapping[str, Any], path: Path) -> str:
     """The validation score over the steps, where it was taken more than once."""
     points = _points(results)[-3:]
     if all(len(cell["curve"]) < 2 for cell in results["cells"] if cell["point"] in points):
+        path.unlink(missing_ok=True)
         return ""
     figure, axes = _figure(len(points), width=max(5.0, 8.0 / len(points)))
     for one, point in zip(axes, points, strict=True):
