@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -220,9 +220,7 @@ def _forward(
     return y
 
 
-def _forward_fake(
-    u: Tensor, low: Tensor, dt_proj: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, paths: Sequence[int]
-) -> Tensor:
+def _forward_fake(u: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(u, memory_format=torch.contiguous_format)
 
 
@@ -283,20 +281,9 @@ def _backward(
     return du, dlow, ddt_proj, ddt_bias, dA, dD
 
 
-def _backward_fake(
-    dy: Tensor,
-    u: Tensor,
-    low: Tensor,
-    dt_proj: Tensor,
-    dt_bias: Tensor,
-    A: Tensor,
-    D: Tensor,
-    paths: Sequence[int],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    du, dlow, ddt_proj, ddt_bias, dA, dD = (
-        torch.empty_like(x, memory_format=torch.contiguous_format) for x in (u, low, dt_proj, dt_bias, A, D)
-    )
-    return du, dlow, ddt_proj, ddt_bias, dA, dD
+def _backward_fake(dy: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    *tensors, _ = inputs
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in tensors)
 
 
 def _save(ctx, inputs, output) -> None:

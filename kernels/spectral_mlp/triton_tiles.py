@@ -25,6 +25,7 @@ def load_complex(pointer, row, row_real, col, col_real, MODES_INNER: tl.constexp
 
 @triton.jit
 def store_complex(pointer, row, row_real, col, col_real, real, imag, MODES_INNER: tl.constexpr):
+    """The counterpart of `load_complex`: real and imag (R, S)."""
     pair = tl.arange(0, 2)[None, None, :]
     if MODES_INNER:
         at = 2 * (col[:, None] + row[None, :])
@@ -67,6 +68,7 @@ def anew(w, tile):
 
 @triton.jit
 def shrink(v, threshold):
+    """Soft shrinkage: towards zero by `threshold`, and zero within it."""
     return tl.where(v > threshold, v - threshold, tl.where(v < -threshold, v + threshold, 0.0))
 
 
