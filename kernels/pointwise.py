@@ -27,7 +27,8 @@ def _one_dnn(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) ->
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "none" if activation == "gelu" else "")
 
 
-def _fits(x: Tensor, weight: Tensor) -> bool:
+def takes_one_dnn(x: Tensor, weight: Tensor) -> bool:
+    """Whether the linear layer of this weight goes to oneDNN."""
     return (
         _AVAILABLE
         and x.device.type == "cpu"
@@ -52,6 +53,15 @@ def _linear_grads(
         grad_weight,
         flat.sum(0) if needs[2] else None,
     )
+
+
+def scaled_linear_grads(
+    grad: Tensor, x: Tensor, weight: Tensor, factor: float, needs: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """`_linear_grads` of `factor * grad`, where the factor goes to the small tensors."""
+    grad_x, *rest = _linear_grads(grad, x, factor * weight, needs)
+    grad_weight, grad_bias = (None if small is None else small.mul_(factor) for small in rest)
+    return grad_x, grad_weight, grad_bias
 
 
 class _Linear(torch.autograd.Function):
@@ -89,7 +99,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation:
     """
     if activation not in ACTIVATIONS:
         raise ValueError(f'linear: activation="{activation}" is not known. Allowed: {", ".join(ACTIVATIONS)}.')
-    if _fits(x, weight):
+    if takes_one_dnn(x, weight):
         if not torch.is_grad_enabled():
             return _one_dnn(x, weight, bias, activation)
         if activation == "gelu":  # its gradient needs the value before the activation
@@ -116,9 +126,8 @@ class _StarLinear(torch.autograd.Function):
         x, weight, hidden, scale = ctx.saved_tensors
         product = grad * hidden  # zero wherever the ReLU is
         grad_scale = torch.dot(product.flatten(), hidden.flatten()).view(1)
-        twice = 2 * scale.item()  # goes to the small tensors
-        grad_x, *rest = _linear_grads(product, x, twice * weight, ctx.needs_input_grad)
-        return grad_x, *(None if small is None else small.mul_(twice) for small in rest), grad_scale, grad.sum().view(1)
+        linear = scaled_linear_grads(product, x, weight, 2 * scale.item(), ctx.needs_input_grad)
+        return *linear, grad_scale, grad.sum().view(1)
 
 
 class _Mlp(torch.autograd.Function):
@@ -149,12 +158,7 @@ class _Mlp(torch.autograd.Function):
         if not ctx.squared:
             torch.ops.aten.gelu_backward.grad_input(wide, hidden, grad_input=wide)
             return *_linear_grads(wide, x, weight1, needs[:3]), grad_weight2, grad_bias2, None
-        half = wide.mul_(hidden)  # the factor 2 of the square goes to the small tensors
-        grad_x, grad_weight1, grad_bias1 = _linear_grads(half, x, 2 * weight1, needs[:3])
-        for small in (grad_weight1, grad_bias1):
-            if small is not None:
-                small.mul_(2)
-        return grad_x, grad_weight1, grad_bias1, grad_weight2, grad_bias2, None
+        return *scaled_linear_grads(wide.mul_(hidden), x, weight1, 2, needs[:3]), grad_weight2, grad_bias2, None
 
 
 def mlp(
@@ -176,7 +180,7 @@ def mlp(
     """
     if activation not in ("gelu", "squared_relu"):
         raise ValueError(f'mlp: activation="{activation}" is not known. Allowed: gelu, squared_relu.')
-    if _fits(x, weight1) and weight2.dtype == x.dtype and torch.is_grad_enabled():
+    if takes_one_dnn(x, weight1) and weight2.dtype == x.dtype and torch.is_grad_enabled():
         return _Mlp.apply(x, weight1, bias1, weight2, bias2, activation)
     if activation == "gelu":
         return linear(linear(x, weight1, bias1, activation="gelu"), weight2, bias2)
@@ -195,10 +199,10 @@ def star_relu_linear(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tens
     Returns:
         `(..., O)`.
     """
-    if _fits(x, weight) and torch.is_grad_enabled():
+    if takes_one_dnn(x, weight) and torch.is_grad_enabled():
         return _StarLinear.apply(x, weight, bias, scale, shift)
     hidden = linear(x, weight, bias, activation="relu")
-    if not _fits(x, weight):
+    if not takes_one_dnn(x, weight):
         return torch.addcmul(shift, hidden, hidden * scale)
     return torch.addcmul(shift, hidden, hidden, value=scale.item(), out=hidden)
 

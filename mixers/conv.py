@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .. import kernels
 from ..errors import ConfigError
-from ..kernels.depthwise import depthwise_conv
+from ..kernels.depthwise import star_relu_depthwise_conv
 from ..kernels.pointwise import linear, star_relu_linear
 from .base import Grid, Mixer
 
@@ -86,15 +86,15 @@ class SeparableConv(Mixer, name="conv"):
             )
         if document_ids is not None and not self.is_causal:
             raise ConfigError('mixer "conv" honours document_ids in its causal form only.')
+        if self.rank == 2:
+            first = (self.fc1.weight, self.fc1.bias, self.act_scale, self.act_bias)
+            mixed: Any = star_relu_depthwise_conv(x, *first, self.weight, self.conv_bias, mask)
+            return linear(mixed, self.fc2.weight, self.fc2.bias)
         hidden = self._expand(x)
         if mask is not None:
             hidden = hidden * mask.unsqueeze(-1)
         if self.is_causal:
-            mixed: Any = kernels.causal_conv1d(
-                hidden, self.weight.squeeze(1), self.conv_bias, document_ids=document_ids
-            )
-        elif self.rank == 2:
-            mixed = depthwise_conv(hidden, self.weight, self.conv_bias)
+            mixed = kernels.causal_conv1d(hidden, self.weight.squeeze(1), self.conv_bias, document_ids=document_ids)
         else:
             conv, padding = _CONVS[self.rank], self.kernel_size // 2
             mixed = conv(

@@ -20,7 +20,7 @@ def test_equals_plain(activation: str, bias: bool, strided: bool, monkeypatch: p
     weight = torch.randn(63, 41, requires_grad=True)
     shift = torch.randn(63, requires_grad=True) if bias else None
     inputs = [t for t in (x, weight, shift) if t is not None]
-    assert pointwise._fits(x, weight), "the fast path is not taken"
+    assert pointwise.takes_one_dnn(x, weight), "the fast path is not taken"
     y = pointwise.linear(x, weight, shift, activation=activation)
     act = {"none": lambda t: t, "relu": F.relu, "gelu": F.gelu}[activation]
     expected = act(F.linear(x, weight, shift))
@@ -40,7 +40,7 @@ def test_star_relu(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = torch.randn(3, 7, 41, requires_grad=True), torch.randn(63, 41, requires_grad=True)
     scale, shift = torch.tensor([0.7], requires_grad=True), torch.tensor([-0.3], requires_grad=True)
     inputs = (x, weight, scale, shift)
-    assert not pointwise._fits(x, weight)
+    assert not pointwise.takes_one_dnn(x, weight)
     plain = pointwise.star_relu_linear(x, weight, None, scale, shift)
     torch.testing.assert_close(plain, 0.7 * F.relu(x @ weight.T) ** 2 - 0.3)
     monkeypatch.setattr(pointwise, "_WORTHWHILE", 0)
