@@ -1,8 +1,11 @@
 """Training: the loop, checkpoints, costs, reports and ablations."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .cost import count_parameters, measure_activation_bytes, measure_flops, measure_throughput, peak_memory_bytes
+
+if TYPE_CHECKING:
+    from .ablation.compare import compare
 
 __all__ = [
     "compare",
