@@ -59,7 +59,7 @@ def measure(name: str, batch: int, size: int, rounds: int) -> list[dict[str, Any
     for what in ("forward", "training step"):
         make = forward_of if what == "forward" else lambda model, images: step_of(model, images, target)
         for peer in ("timm", "timm channels-last"):
-            # two models at a time: a third one, between them in memory, slows the smaller steps by a few percent
+            # two models at a time: a third one in the process slows the steps of ours by a few percent
             ours, other, images = create_model(name), timm.create_model(peer_name), x
             if peer == "timm channels-last":
                 other.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

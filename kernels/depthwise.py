@@ -41,17 +41,8 @@ class _StarDepthwise(torch.autograd.Function):
     """Linear layer, StarReLU, mask and convolution. What the convolution reads is computed again in backward."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        scale: Tensor,
-        shift: Tensor,
-        taps: Tensor,
-        taps_bias: Tensor | None,
-        mask: Tensor | None,
-    ) -> Tensor:
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        x, weight, bias, scale, shift, taps, taps_bias, mask = inputs
         hidden = pointwise.linear(x, weight, bias, activation="relu")
         ctx.save_for_backward(x, weight, hidden, scale, shift, taps, mask)
         return _conv(_star_relu(hidden, scale, shift, mask), taps, taps_bias)
