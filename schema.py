@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from .errors import ConfigError, did_you_mean, unknown
+from .plugins import import_all
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -98,21 +99,29 @@ class Parts:
 
     Args:
         kind: for messages, e.g. "norm".
+        module: name of a module; those of its folder register the parts of this kind.
         reserved: keyword-only parameters that the caller of `build` fills in, not the config.
     """
 
-    def __init__(self, kind: str, reserved: Iterable[str] = ()) -> None:
+    def __init__(self, kind: str, module: str, reserved: Iterable[str] = ()) -> None:
         self.kind = kind
+        self.package = module.rpartition(".")[0]
         self.reserved = tuple(reserved)
-        self.entries: dict[str, Callable[..., Any]] = {}
+        self._entries: dict[str, Callable[..., Any]] = {}
+
+    @property
+    def entries(self) -> dict[str, Callable[..., Any]]:
+        """All parts by name, after importing every module of the folder."""
+        import_all(self.package)
+        return self._entries
 
     def register(self, name: str) -> Callable[[Any], Any]:
         """Decorator that enters a class or function under a name; a name can be used once."""
 
         def enter(part: Any) -> Any:
-            if name in self.entries:
-                raise ConfigError(f'{self.kind} "{name}" exists already: {self.entries[name]}.')
-            self.entries[name] = part
+            if name in self._entries:
+                raise ConfigError(f'{self.kind} "{name}" exists already: {self._entries[name]}.')
+            self._entries[name] = part
             return part
 
         return enter
@@ -120,9 +129,10 @@ class Parts:
     def check(self, spec: Any, *, key: str) -> tuple[str, dict[str, Any]]:
         """Hold a part as written in a config against its class without building it; returns (name, options)."""
         name, options = split_spec(spec, key=key, kind=self.kind)
-        if name not in self.entries:
-            raise unknown(key, name, self.entries)
-        allowed = keyword_options(self.entries[name], self.reserved)
+        entries = self.entries
+        if name not in entries:
+            raise unknown(key, name, entries)
+        allowed = keyword_options(entries[name], self.reserved)
         check_options(options, allowed, key=key, owner=f'{self.kind} "{name}"')
         return name, options
 

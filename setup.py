@@ -1,4 +1,4 @@
-"""Packaging: the repository root is the package `mixerzoo`, so `mixers/fourier.py` is `mixerzoo.mixers.fourier`.
+"""Packaging: the repository root is the package `mixerzoo`, so `mixers/base.py` is `mixerzoo.mixers.base`.
 
 This cannot be said in pyproject.toml without listing every folder by hand.
 """

@@ -37,7 +37,7 @@ if __name__ in ("__main__", "__mp_main__") and not __package__:  # __mp_main__: 
 def main() -> None:
     """Entry point of the console script."""
     # resolved at run time: the package is this folder under another name
-    from mixerzoo.training.cli import main as command  # pyright: ignore[reportMissingImports]
+    from mixerzoo.training.cli.main import main as command  # pyright: ignore[reportMissingImports]
 
     command()
 

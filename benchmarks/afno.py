@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from mixerzoo.benchmarks.interleaved import interleave, ratio
 from mixerzoo.mixers import create_mixer
-from mixerzoo.mixers.fourier import AFNO
+from mixerzoo.mixers.spectral.fourier import AFNO
 from mixerzoo.training.cost import measure_activation_bytes
 from torch import Tensor
 

@@ -26,10 +26,10 @@ from typing import Any
 import torch
 from mixerzoo.benchmarks.interleaved import interleave, ratio
 from mixerzoo.kernels import block_sparse_attention, blocks_of_mask
-from mixerzoo.mixers.attention import Attention
-from mixerzoo.mixers.block_selection import SELECTORS, Tiles, pool_blocks
-from mixerzoo.mixers.permutations import PERMUTATIONS, segment_index
-from mixerzoo.mixers.token_selection import choose_flat, choose_hierarchical
+from mixerzoo.mixers.attention.attention import Attention
+from mixerzoo.mixers.attention.block_selection import SELECTORS, Tiles, pool_blocks
+from mixerzoo.mixers.attention.permutations import PERMUTATIONS, segment_index
+from mixerzoo.mixers.attention.token_selection import choose_flat, choose_hierarchical
 from mixerzoo.models import create_model
 from safetensors.torch import load_file
 from torch import Tensor

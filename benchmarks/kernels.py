@@ -3,7 +3,7 @@
     python -m mixerzoo.benchmarks.kernels [--only OP ...] [--json FILE]
 
 Each op runs at the size of a real model, forward, and forward with backward. Printed are the median time, the floor
-(`mixerzoo.kernels.costs`: what the compulsory bytes and flops take at the data sheet's rates) and the same for the
+(`kernels/common/costs.py`: what the compulsory bytes and flops take at the data sheet's rates) and the same for the
 peers that are installed: flash-linear-attention, mamba_ssm and causal_conv1d, and PyTorch (our eager path, or the
 library's function). Runs are interleaved, and the cache is flushed in between. Without a GPU it exits with 2.
 
@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from mixerzoo.benchmarks.kernel_subjects import Subject, subjects
 from mixerzoo.errors import ConfigError, unknown
-from mixerzoo.kernels.costs import GPUS, Cost
-from mixerzoo.kernels.discovery import find_rooflines
+from mixerzoo.kernels.common.costs import GPUS, Cost
+from mixerzoo.kernels.common.discovery import find_rooflines
 from torch import Tensor
 
 
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     device = torch.cuda.get_device_name()
     gpu = next((name for name in GPUS if name in device), None)
-    print(f"{device}; torch {torch.__version__}; floors: {gpu or 'none, this GPU is not in mixerzoo.kernels.costs'}")
+    print(f"{device}; torch {torch.__version__}; floors: {gpu or 'none, this GPU is not in kernels/common/costs.py'}")
     costs, rows = find_rooflines(), []
     for subject in subjects():
         if options.only and subject.op not in options.only:

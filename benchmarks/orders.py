@@ -26,9 +26,9 @@ import torch.nn.functional as F
 from mixerzoo.benchmarks.interleaved import interleave, ratio
 from mixerzoo.kernels.selective_scan import selective_scan
 from mixerzoo.mixers import create_mixer
-from mixerzoo.mixers.ordered import Ordered
-from mixerzoo.mixers.orders import Order
-from mixerzoo.mixers.ss2d import SS2D
+from mixerzoo.mixers.orders.ordered import Ordered
+from mixerzoo.mixers.orders.orders import Order
+from mixerzoo.mixers.recurrent.ss2d import SS2D
 from mixerzoo.training.cost import measure_activation_bytes
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile

@@ -2,8 +2,8 @@
 
 from .block_sparse_attention import Blocks, block_sparse_attention, blocks_of_lists, blocks_of_mask
 from .causal_conv1d import causal_conv1d, causal_conv1d_step
+from .common.dispatch import BACKENDS, choose_backend, default_backend
 from .delta_rule import delta_rule, delta_rule_step
-from .dispatch import BACKENDS, choose_backend, default_backend
 from .gla import gla, gla_step
 from .pool_mix import pool_mix
 from .segment_pool import segment_pool

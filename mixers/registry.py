@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ConfigError, unknown
+from ..plugins import import_all
 from ..schema import check_options, keyword_options, split_spec
 from .base import MIXERS, Grid, Mixer
-from .ordered import Ordered
-from .orders import check_order
+from .orders.ordered import Ordered
+from .orders.orders import check_order
 
 # Filled in by `create_mixer` and the backbones, so not part of the options that a user sets.
 RESERVED = ("grid", "causal", "layer_index")
 _CAPABILITIES = ("axes", "causal", "needs_grid", "masks", "packs", "streams", "complexity")
 # Options that every mixer of sequences has, of `Ordered`.
 ORDER_OPTIONS = keyword_options(Ordered, (*RESERVED, "can_be_causal", "key"))
-_discovered = False
 
 
 def discover() -> dict[str, type[Mixer]]:
-    """Import every module of this folder once, so that the mixers in them are registered."""
-    global _discovered
-    if not _discovered:
-        _discovered = True
-        package = __name__.rpartition(".")[0]
-        for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
-            importlib.import_module(f"{package}.{module.name}")
+    """All mixers, after importing every module of this folder."""
+    import_all(__name__.rpartition(".")[0])
     return MIXERS
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from .language import Language, LanguageState
+from .backbones.language import Language, LanguageState
 
 
 def pad_prompts(

@@ -1,4 +1,4 @@
-"""Models by name, by file or by mapping."""
+"""Configurations of models by name, by file or by mapping, and models built from them with fresh weights."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import OmegaConf
 from torch import nn
 
 from ..errors import ConfigError, unknown
-from ..schema import build_dataclass, keyword_options
-from .isotropic import Isotropic
-from .language import Language
-from .pyramid import Pyramid
+from ..schema import build_dataclass
+from .backbones.isotropic import Isotropic
+from .backbones.language import Language
+from .backbones.pyramid import Pyramid
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "model"
 
@@ -105,7 +104,7 @@ def backbone_class(config: Mapping[str, Any], *, key: str = "model") -> type[nn.
     return BACKBONES[kind]
 
 
-def _defaults(cls: type[nn.Module]) -> dict[str, Any]:
+def config_defaults(cls: type[nn.Module]) -> dict[str, Any]:
     """The entries of a backbone's configuration that have a default."""
     found = {}
     for field in dataclasses.fields(cls.config_class):  # type: ignore[attr-defined]
@@ -125,53 +124,6 @@ def build_model(config: Mapping[str, Any], *, key: str = "model") -> nn.Module:
     return model
 
 
-def create_model(
-    name_or_config: str | Path | Mapping[str, Any],
-    *,
-    num_classes: int | None = None,
-    in_chans: int | None = None,
-    mixer: Any = None,
-    checkpoint: str | Path | None = None,
-    **overrides: Any,
-) -> nn.Module:
-    """Build a model.
-
-    Args:
-        name_or_config: a name from `list_models()`, the path of a YAML file, or a mapping.
-        num_classes: classes; by default the config's, 1000. 0 for features.
-        in_chans: channels of the images; by default the config's, 3.
-        mixer: another token mixer for all stages or layers (name or mapping), or a list with one for each.
-        checkpoint: file with weights: ours, timm's, the official ones or Hugging Face's (`.safetensors`, `.pth`, `.pt`,
-            `.bin`). The layout is told from the keys. Where two sources differ in a detail that the weights alone do
-            not show, the model is built as the source of the file computes.
-        overrides: other entries of the config; `create_model(name, **{"head.dropout": 0.1})` reaches inside.
-
-    Returns:
-        A module in training mode on the CPU (or the current default device).
-
-    Raises:
-        ConfigError: unknown name, key or part, a wrong type, an impossible combination, or a file that does not fit.
-    """
-    config = model_config(name_or_config)
-    changes = dict(overrides)
-    for name, value in (("num_classes", num_classes), ("in_chans", in_chans), ("mixer", mixer)):
-        if value is not None:
-            changes[name] = value
-    cls = backbone_class(config)
-    known = keyword_options(cls.config_class)  # type: ignore[attr-defined]
-    for path in changes:
-        if path.split(".")[0] not in known:
-            raise unknown("model", path, known)
-    config = {**_defaults(cls), **config}
-    native_size = config.get("image_size")
-    config = apply_overrides(config, changes)
-    if checkpoint is None:
-        return build_model(config)
-    from .checkpoint import load_into  # the converters import this module
-
-    return load_into(config, Path(checkpoint), native_size=native_size)
-
-
 def config_of(model: nn.Module) -> dict[str, Any]:
     """The configuration that `create_model` rebuilds this model from.
 
@@ -186,9 +138,3 @@ def config_of(model: nn.Module) -> dict[str, Any]:
         if name in {f.name for f in dataclasses.fields(type(model).config_class)}:  # type: ignore[attr-defined]
             current[name] = getattr(model, name, current.get(name))
     return current
-
-
-def on_meta(name_or_config: str | Path | Mapping[str, Any], **options: Any) -> nn.Module:
-    """The model without memory for its weights, for counting."""
-    with torch.device("meta"):
-        return create_model(name_or_config, **options)

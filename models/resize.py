@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from ..errors import ConfigError
-from .isotropic import Isotropic
-from .vision import VisionBackbone, check_image_size
+from .backbones.isotropic import Isotropic
+from .backbones.vision import VisionBackbone, check_image_size
 
 
 @torch.no_grad()

@@ -5,9 +5,7 @@ Axis letters: B batch, L sequence positions, K classes.
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -15,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, unknown
+from ..plugins import import_all
 from ..schema import check_options, keyword_options
 
 Batch = dict[str, Tensor]
@@ -155,17 +154,9 @@ class Task:
         }
 
 
-_discovered = False
-
-
 def discover() -> dict[str, type[Task]]:
-    """Import every module of this folder once, so that the tasks in them are registered."""
-    global _discovered
-    if not _discovered:
-        _discovered = True
-        package = __name__.rpartition(".")[0]
-        for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
-            importlib.import_module(f"{package}.{module.name}")
+    """All tasks, after importing every module of this folder."""
+    import_all(__name__.rpartition(".")[0])
     return TASKS
 
 

@@ -9,6 +9,6 @@ import torch
 
 if not torch.cuda.is_available() and os.environ.setdefault("TRITON_INTERPRET", "1") == "1" and "triton" in sys.modules:
     # pytest has imported the package above this folder, and with it triton
-    from mixerzoo.kernels.interpreter import interpret_standard_library
+    from mixerzoo.kernels.common.interpreter import interpret_standard_library
 
     interpret_standard_library()

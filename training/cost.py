@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from ..kernels.registration import IMPLEMENTATIONS
+from ..kernels.common.registration import IMPLEMENTATIONS
 
 aten = torch.ops.aten
 

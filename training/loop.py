@@ -25,7 +25,7 @@ from .cost import spread
 from .data import TrainingData, evaluation_batches, seed_globally
 from .optim import build_schedule
 from .progress import Display
-from .report import append_line, keep_lines, write_json
+from .run_folder import append_line, keep_lines, write_json
 
 _LOG_EVERY = 10  # steps between lines to the tracker
 _WARMUP_STEPS = 3  # after a start, not part of the throughput: allocators, compilers and caches warm up

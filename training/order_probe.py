@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from ..errors import ConfigError
 from ..mixers.base import Grid
-from ..mixers.orders import LEARNED, Order, is_learned
+from ..mixers.orders.orders import LEARNED, Order, is_learned
 from ..models import create_model
 from ..tasks import Task, create_task
 from .data import seed_globally

@@ -14,7 +14,7 @@ from torch import nn
 from ..errors import ConfigError, unknown
 from ..models import create_model
 from ..tasks import Task, create_task
-from . import report
+from . import run_folder as report
 from .checkpoint import find_checkpoint
 from .config import RunConfig, code_version, identity, model_options, run_name
 from .cost import (

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError
-from ..chunks import check_shape
-from ..dispatch import choose_backend
+from ..common.chunking import check_shape
+from ..common.dispatch import choose_backend
 from .blocks import (
     Blocks,
     blocks_of_lists,

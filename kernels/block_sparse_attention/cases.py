@@ -1,4 +1,4 @@
-"""Calls that `kernels.build` compiles and `kernels.traffic` counts, and the cost at real model sizes.
+"""Calls that `tools.build` compiles and `tools.traffic` counts, and the cost at real model sizes.
 
 Compulsory here: q, y and the log-sum-exp once, and the keys and values of the active blocks once for every tile that
 attends to them (heads that share a list are one tile). Minimal flops: two products over the active blocks forward and
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..costs import Cost, nbytes
+from ..common.costs import Cost, nbytes
 from . import Blocks, block_sparse_attention, blocks_of_mask
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..registration import register_op
+from ..common.registration import register_op
 from .blocks import Blocks
 from .eager_tables import Layout, Lists, Rules, batches, cut, hide, layout_of, split, uncut
 from .problem import Problem

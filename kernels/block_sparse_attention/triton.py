@@ -17,8 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..registration import register_op
-from ..tiles import block, check_sizes, dot, given, precision
+from ..common.registration import register_op
+from ..common.tiles import block, check_sizes, dot, given, precision
 from .blocks import Blocks, transposed
 from .eager import backward_flops, forward_flops, gradient, save
 from .problem import Problem, expand_heads, units_of

@@ -1,4 +1,4 @@
-"""Calls that `kernels.build` compiles and `kernels.traffic` counts, and the cost at real model sizes."""
+"""Calls that `tools.build` compiles and `tools.traffic` counts, and the cost at real model sizes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..costs import Cost, nbytes
+from ..common.costs import Cost, nbytes
 from . import causal_conv1d, causal_conv1d_step
 
 

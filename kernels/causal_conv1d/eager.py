@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..documents import document_index
-from ..registration import register_op
+from ..common.documents import document_index
+from ..common.registration import register_op
 from .state import final_state
 
 BLOCK = 1 << 16  # numbers in a block: 256 kB in float32

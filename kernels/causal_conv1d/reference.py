@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..documents import document_index
+from ..common.documents import document_index
 
 
 def causal_conv1d_reference(

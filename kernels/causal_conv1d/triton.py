@@ -14,9 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..autotune import configs
-from ..documents import document_index
-from ..registration import register_op
+from ..common.autotune import configs
+from ..common.documents import document_index
+from ..common.registration import register_op
 from .state import final_state
 
 

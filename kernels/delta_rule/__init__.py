@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..chunks import check_documents, check_shape
-from ..dispatch import choose_backend
+from ..common.chunking import check_documents, check_shape
+from ..common.dispatch import choose_backend
 
 __all__ = ["delta_rule", "delta_rule_step"]
 
@@ -120,7 +120,7 @@ def delta_rule_step(
     chosen = choose_backend("delta_rule_step", backend, q_t, k_t, v_t, beta_t, g_t, state)
     factor = keys**-0.5 if scale is None else float(scale)
     if chosen == "triton":
-        from ..chunked_step import chunked_step_triton
+        from ..common.chunked_scan_step import chunked_step_triton
 
         return chunked_step_triton("delta_rule_step", q_t, k_t, v_t, g_t, beta_t, state, factor, delta=True)
     from .reference import delta_rule_step_reference as run

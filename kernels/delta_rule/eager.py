@@ -15,8 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..chunks import compute_dtype, pad_time, recompute
-from ..documents import document_index
+from ..common.chunking import compute_dtype, pad_time, recompute
+from ..common.documents import document_index
 
 CHUNK = 64  # c
 

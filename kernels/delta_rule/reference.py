@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..chunks import compute_dtype
-from ..documents import document_starts
+from ..common.chunking import compute_dtype
+from ..common.documents import document_starts
 
 
 def delta_rule_step_reference(

@@ -15,9 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..chunked import dense, last_state, like, register_scan, run_scan
-from ..ssd.triton_forward import output_kernel, output_tiles
-from ..tiles import (
+from ..common.chunked_scan import dense, last_state, like, register_scan, run_scan
+from ..common.tiles import (
     block,
     dot,
     dot_split,
@@ -33,6 +32,7 @@ from ..tiles import (
     store_tile,
     strides,
 )
+from ..ssd.triton_forward import output_kernel, output_tiles
 from .triton_solve import chunk_of, inverses
 
 

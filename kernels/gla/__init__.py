@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..chunks import check_documents, check_shape
-from ..dispatch import choose_backend
+from ..common.chunking import check_documents, check_shape
+from ..common.dispatch import choose_backend
 
 __all__ = ["gla", "gla_step"]
 
@@ -112,7 +112,7 @@ def gla_step(
     chosen = choose_backend("gla_step", backend, q_t, k_t, v_t, g_t, state)
     factor = keys**-0.5 if scale is None else float(scale)
     if chosen == "triton":
-        from ..chunked_step import chunked_step_triton
+        from ..common.chunked_scan_step import chunked_step_triton
 
         return chunked_step_triton("gla_step", q_t, k_t, v_t, g_t, None, state, factor)
     from .reference import gla_step_reference as run

@@ -14,8 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..chunks import carry_states, compute_dtype, pad_time, recompute
-from ..documents import document_index
+from ..common.chunking import carry_states, compute_dtype, pad_time, recompute
+from ..common.documents import document_index
 
 CHUNK = 64  # c, a power of two
 

@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..chunked import dense, last_state, like, register_scan, run_scan
-from ..tiles import (
+from ..common.chunked_scan import dense, last_state, like, register_scan, run_scan
+from ..common.tiles import (
     block,
     dot,
     given,

@@ -1,11 +1,11 @@
-"""Calls that `kernels.build` compiles and `kernels.traffic` counts, and the cost at real model sizes."""
+"""Calls that `tools.build` compiles and `tools.traffic` counts, and the cost at real model sizes."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ..costs import Cost, nbytes
+from ..common.costs import Cost, nbytes
 from . import pool_mix
 
 

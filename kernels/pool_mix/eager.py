@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..documents import document_starts
-from ..registration import register_op
+from ..common.documents import document_starts
+from ..common.registration import register_op
 
 # Up to this window PyTorch's channels-last pooling beats sums by axis on a CPU: 2.5 times at 3 x 3, 1.1 times at 7 x 7.
 SMALL = 7

@@ -17,9 +17,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ...errors import ConfigError
-from ..autotune import configs
-from ..documents import document_index
-from ..registration import register_op
+from ..common.autotune import configs
+from ..common.documents import document_index
+from ..common.registration import register_op
 
 
 @triton.jit

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError
-from ..dispatch import choose_backend
+from ..common.dispatch import choose_backend
 
 __all__ = ["selective_scan", "selective_scan_step"]
 

@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..documents import document_starts
-from ..registration import register_op
+from ..common.documents import document_starts
+from ..common.registration import register_op
 
 RADIX = 8  # positions in a chunk
 BLOCK = 1 << 19  # numbers in a block buffer: 2 MB in float32

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..documents import document_starts
+from ..common.documents import document_starts
 
 
 def selective_scan_reference(

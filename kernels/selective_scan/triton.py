@@ -27,9 +27,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..autotune import configs
-from ..documents import document_starts
-from ..registration import register_op
+from ..common.autotune import configs
+from ..common.documents import document_starts
+from ..common.registration import register_op
 from .triton_tiles import LOG2E, adjoints_of, pick, softplus_slope, states_of, step_size, vector, where_am_i
 
 

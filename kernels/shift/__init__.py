@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ...errors import ConfigError, unknown
-from ..dispatch import choose_backend
+from ..common.dispatch import choose_backend
 
 __all__ = ["shift"]
 

@@ -9,7 +9,7 @@ from itertools import product
 
 from torch import Tensor
 
-from ..registration import register_op
+from ..common.registration import register_op
 
 Run = tuple[int, int, int]  # to, from, length
 

@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..autotune import configs
-from ..registration import register_op
+from ..common.autotune import configs
+from ..common.registration import register_op
 
 
 @triton.jit

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...errors import ConfigError
-from ..dispatch import choose_backend
+from ..common.dispatch import choose_backend
 
 __all__ = ["spectral_filter"]
 

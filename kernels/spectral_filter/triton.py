@@ -12,8 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ...errors import ConfigError
-from ..autotune import configs
-from ..registration import register_op
+from ..common.autotune import configs
+from ..common.registration import register_op
 
 
 @triton.jit

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError, unknown
-from ..dispatch import choose_backend, default_backend
+from ..common.dispatch import choose_backend, default_backend
 
 __all__ = ["spectral_mlp"]
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..activations import activate_, activation_gradient
-from ..registration import register_op
+from ..common.activations import activate_, activation_gradient
+from ..common.registration import register_op
 
 MODES = 512  # at a time on a CPU: 3 MB of hidden modes for 768 channels
 

@@ -24,9 +24,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ...errors import ConfigError
-from ..activation_tiles import activate, activation_slope
-from ..registration import register_op
-from ..tiles import dot
+from ..common.activation_tiles import activate, activation_slope
+from ..common.registration import register_op
+from ..common.tiles import dot
 from .eager import backward_op as library_backward
 from .eager import laid_out, viewed
 from .triton_tiles import anew, dot_by_16, load_complex, load_weight, load_weights, mode_rows, shrink, store_complex

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..tiles import dot, dot_split
+from ..common.tiles import dot, dot_split
 
 
 @triton.jit

@@ -12,8 +12,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...errors import ConfigError
-from ..chunks import check_documents, check_shape
-from ..dispatch import choose_backend
+from ..common.chunking import check_documents, check_shape
+from ..common.dispatch import choose_backend
 
 __all__ = ["ssd", "ssd_step"]
 
@@ -121,7 +121,7 @@ def ssd_step(
     _check_groups("ssd_step", heads, groups)
     chosen = choose_backend("ssd_step", backend, q_t, k_t, v_t, g_t, state, beta_t)
     if chosen == "triton":
-        from ..chunked_step import chunked_step_triton
+        from ..common.chunked_scan_step import chunked_step_triton
 
         return chunked_step_triton("ssd_step", q_t, k_t, v_t, g_t, beta_t, state, float(scale))
     from .reference import ssd_step_reference as run

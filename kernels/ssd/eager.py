@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..chunks import carry_states, compute_dtype, pad_time, recompute
-from ..documents import document_index
+from ..common.chunking import carry_states, compute_dtype, pad_time, recompute
+from ..common.documents import document_index
 
 CHUNK = 64  # c: products with the state cost K V per token, those inside a chunk c (K + V) / 2
 

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..tiles import (
+from ..common.tiles import (
     block,
     dot,
     dot_split,

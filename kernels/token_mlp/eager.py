@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..activations import activate
-from ..token_linear import token_linear
+from ..common.activations import activate
+from ..cpu.token_linear import token_linear
 
 
 def token_mlp_eager(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str) -> Tensor:

@@ -15,10 +15,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ...errors import ConfigError
-from ..activation_tiles import activate, activation_slope
-from ..autotune import configs
-from ..registration import register_op
-from ..tiles import dot, load_tile, precision, rows, store_tile
+from ..common.activation_tiles import activate, activation_slope
+from ..common.autotune import configs
+from ..common.registration import register_op
+from ..common.tiles import dot, load_tile, precision, rows, store_tile
 
 TILES = (
     ({"BM": 64, "BN": 64, "BK": 32}, 8, 3),  # with 4 warps exact float32 products spill

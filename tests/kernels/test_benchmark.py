@@ -7,8 +7,8 @@ import torch
 from mixerzoo import kernels
 from mixerzoo.benchmarks.kernel_subjects import Subject, subjects
 from mixerzoo.benchmarks.kernels import cost_of, main
-from mixerzoo.kernels.costs import nbytes
-from mixerzoo.kernels.discovery import find_cases, find_rooflines
+from mixerzoo.kernels.common.costs import nbytes
+from mixerzoo.kernels.common.discovery import find_cases, find_rooflines
 
 SUBJECTS = {f"{s.op} {s.size}": s for s in subjects()}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from mixerzoo.kernels.interpreter import mend, original_cast, original_scan
+from mixerzoo.kernels.common.interpreter import mend, original_cast, original_scan
 from triton.runtime.interpreter import InterpreterBuilder, ScanOps
 
 

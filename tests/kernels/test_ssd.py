@@ -6,7 +6,7 @@ import pytest
 import torch
 from mixerzoo.errors import ConfigError
 from mixerzoo.kernels import ssd, ssd_step
-from mixerzoo.kernels.chunks import carry_states
+from mixerzoo.kernels.common.chunking import carry_states
 from mixerzoo.tests.kernels.scans import check_golden_scan, scan_inputs
 from mixerzoo.tests.kernels.utils import agrees, check_reference, compare, mutated
 from mixerzoo.tests.utils import load_golden, relative_error

@@ -1,4 +1,4 @@
-"""Single steps of `ssd`, `gla` and `delta_rule` on Triton (one kernel, `kernels/chunked_step.py`), interpreted.
+"""Single steps of `ssd`, `gla` and `delta_rule` on Triton (one kernel), interpreted.
 
 Those of `selective_scan` and `causal_conv1d` are compared in their own files; here are their mutants.
 """
@@ -60,7 +60,7 @@ def test_the_state_is_not_changed():
 
 @pytest.mark.parametrize("op", OPS)
 def test_compiles_and_opcheck(op):
-    from mixerzoo.kernels.chunked_step import step_op
+    from mixerzoo.kernels.common.chunked_scan_step import step_op
 
     x = step_inputs(op, 1, 2, 4, 3)
     y, state = torch.compile(OPS[op], fullgraph=True, backend="aot_eager")(**x, backend="triton")
@@ -90,7 +90,7 @@ MUTANTS = [
 @pytest.mark.parametrize(("op", "old", "new"), MUTANTS)
 def test_broken_kernel_is_caught(op, old, new, tmp_path):
     inputs = step_inputs(op, 2, 4, 3, 5, groups=2 if op == "ssd" else None)
-    with mutated("", old, new, tmp_path, files=("chunked_step",)):
+    with mutated("common", old, new, tmp_path, files=("chunked_scan_step",)):
         assert not agrees(lambda: check(op, inputs))
 
 

@@ -23,10 +23,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from mixerzoo.kernels import registration
+from mixerzoo.kernels.common import registration
 from torch import Tensor
 
-KERNELS = Path(registration.__file__).parent
+KERNELS = Path(registration.__file__).parents[1]
 # Of half precisions two and a half roundings of the largest value (2^-8 and 2^-11 each): one is that of the result, the
 # rest is for values that are rounded on the way, between kernels and before matrix units.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float16: 1.25e-3}
@@ -146,9 +146,9 @@ def mutated(op: str, old: str, new: str, tmp_path: Path, *, files: tuple[str, ..
     """Meanwhile the modules `kernels/<op>/<file>.py` are copies in which the text `old` is `new`.
 
     `files` in the order of import; the text must occur in one of them, exactly once. The public op must import them
-    inside the function body. op "": modules that ops share, `kernels/<file>.py`.
+    inside the function body. op may be another folder of `kernels/`, such as "common".
     """
-    package = f"mixerzoo.kernels.{op}".rstrip(".")
+    package = f"mixerzoo.kernels.{op}"
     names = [f"{package}.{file}" for file in files]
     sources = {file: (KERNELS / op / f"{file}.py").read_text() for file in files}
     count = sum(s.count(old) for s in sources.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from mixerzoo import ConfigError, create_model, resize_grid
-from mixerzoo.models.channel_mixers import CHANNEL_MIXERS
+from mixerzoo.models.parts.channel_mixers import CHANNEL_MIXERS
 
 PYRAMID = {
     "backbone": "pyramid",

@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mixerzoo.errors import ConfigError
-from mixerzoo.mixers.fourier import AFF
+from mixerzoo.mixers.spectral.fourier import AFF
 from mixerzoo.models import create_model, model_config, resize_grid, save_model
-from mixerzoo.models.checkpoint import LAYOUTS
-from mixerzoo.models.mobile_parts import ChannelsFirstBlock, ConvFusion
-from mixerzoo.models.registry import on_meta
+from mixerzoo.models.conversion.layouts import layouts
+from mixerzoo.models.create import on_meta
+from mixerzoo.models.parts.mobile_parts import ChannelsFirstBlock, ConvFusion
 from mixerzoo.tests.utils import check_golden, load_golden, relative_error
 from torch import nn
 
@@ -211,7 +211,7 @@ def test_parameters_of_published_sizes(name):
     assert sum(p.numel() for p in model.parameters()) == count
     config = model_config(name)
     official = {n: torch.empty(s, device="meta") for n, s in shapes.items()}
-    layout = next(known for known in LAYOUTS if known.matches(set(official), config))
+    layout = next(known for known in layouts() if known.matches(set(official), config))
     ours = layout.convert(official, config)
     assert {n: t.shape for n, t in ours.items()} == {n: t.shape for n, t in model.state_dict().items()}
 

@@ -7,8 +7,8 @@ import torch
 from mixerzoo.errors import ConfigError
 from mixerzoo.mixers import list_mixers, mixer_class, mixer_options
 from mixerzoo.models import create_model, generate, list_models, pad_prompts
+from mixerzoo.models.backbones.language import Language
 from mixerzoo.models.generation import filter_logits, sample
-from mixerzoo.models.language import Language
 from mixerzoo.models.registry import model_config
 from torch.nn import functional as F
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from mixerzoo.models.registry import on_meta
+from mixerzoo.models.create import on_meta
 
 # The published counts: state-spaces' released checkpoints, and what transformers builds from google/fnet-base without
 # its pooler. PoNet's paper says 124M.

@@ -8,8 +8,8 @@ import pytest
 import torch
 from mixerzoo.errors import ConfigError
 from mixerzoo.models import create_model
-from mixerzoo.models.channel_mixers import CHANNEL_MIXERS
-from mixerzoo.models.registry import on_meta
+from mixerzoo.models.create import on_meta
+from mixerzoo.models.parts.channel_mixers import CHANNEL_MIXERS
 from torch import nn
 from torch.nn import functional as F
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from mixerzoo.mixers import create_mixer
-from mixerzoo.mixers.conv import SeparableConv
+from mixerzoo.mixers.local.conv import SeparableConv
 from mixerzoo.models import build_model, model_config
-from mixerzoo.models.blocks import MetaFormerBlock
-from mixerzoo.models.checkpoint import LAYOUTS
-from mixerzoo.models.conversion_metaformer import convert_blocks
+from mixerzoo.models.conversion.layouts import layouts
+from mixerzoo.models.conversion.metaformer import convert_blocks
+from mixerzoo.models.parts.blocks import MetaFormerBlock
 from mixerzoo.models.registry import apply_overrides
 from mixerzoo.tests.utils import Golden, check_golden, load_golden
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ def small(name: str, golden: Golden, **changes: Any) -> dict[str, Any]:
 
 
 def convert(tensors: Mapping[str, Tensor], config: dict[str, Any], layout: str) -> Mapping[str, Tensor]:
-    return next(known for known in LAYOUTS if known.name == layout).convert(tensors, config)
+    return next(known for known in layouts() if known.name == layout).convert(tensors, config)
 
 
 WHOLE = [
@@ -53,8 +53,8 @@ def test_model_equals_official(fixture: str, name: str, layout: str) -> None:
     if "head_dim" in golden.kwargs:
         attention = {"name": "attention", "head_dim": golden.kwargs["head_dim"]}
         config["mixer"] = ["conv", "conv", attention, attention]
-    known = next(k for k in LAYOUTS if k.name == layout)
-    found = next(k for k in LAYOUTS if k.matches(set(golden.params), config))
+    known = next(k for k in layouts() if k.name == layout)
+    found = next(k for k in layouts() if k.matches(set(golden.params), config))
     assert found is known, f"told apart as {found.name}"
     model = build_model(apply_overrides(config, known.changes(config)))
     check_golden(golden, model, lambda p: convert(p, config, layout))
@@ -120,5 +120,5 @@ def test_eps_of_the_mlp_head_follows_the_source() -> None:
     """Official 1e-5, timm 1e-6: seen on small features."""
     config = model_config("caformer_s18")
     assert build_model(apply_overrides(config, {"num_classes": 2})).head.fc_norm.eps == 1e-5
-    timm_layout = next(k for k in LAYOUTS if k.name == "timm metaformer")
+    timm_layout = next(k for k in layouts() if k.name == "timm metaformer")
     assert timm_layout.changes(config)["head"]["eps"] == 1e-6

@@ -11,21 +11,22 @@ import timm
 import torch
 from mixerzoo.errors import ConfigError
 from mixerzoo.mixers import create_mixer
-from mixerzoo.mixers.raft import AxisMlp
-from mixerzoo.mixers.strip import Strip
+from mixerzoo.mixers.mlp.raft import AxisMlp
+from mixerzoo.mixers.mlp.strip import Strip
 from mixerzoo.models import build_model, create_model, model_config, resize_grid, save_model
-from mixerzoo.models.block_variants import ConvMlp
-from mixerzoo.models.blocks import BLOCKS
-from mixerzoo.models.checkpoint import LAYOUTS
-from mixerzoo.models.conversion_mlp import convert_isotropic, convert_msmlp, convert_ninformer, convert_stripmlp
-from mixerzoo.models.registry import apply_overrides, on_meta
+from mixerzoo.models.conversion.layouts import layouts
+from mixerzoo.models.conversion.mlp import convert_isotropic, convert_msmlp, convert_ninformer, convert_stripmlp
+from mixerzoo.models.create import on_meta
+from mixerzoo.models.parts.block_variants import ConvMlp
+from mixerzoo.models.parts.blocks import BLOCKS
+from mixerzoo.models.registry import apply_overrides
 from mixerzoo.tests.utils import Golden, check_golden, load_golden, relative_error
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 
 def layout(name: str) -> Callable[[Mapping[str, Tensor], Mapping[str, Any]], dict[str, Tensor]]:
-    return next(known for known in LAYOUTS if known.name == name).convert
+    return next(known for known in layouts() if known.name == name).convert
 
 
 class NCHW(nn.Module):

@@ -10,7 +10,8 @@ import torch
 from mixerzoo import ConfigError, Mixer, create_mixer, create_model, list_mixers, list_models, resize_grid
 from mixerzoo.mixers.base import MIXERS
 from mixerzoo.models import model_config
-from mixerzoo.models.registry import BACKBONES, apply_overrides, on_meta
+from mixerzoo.models.create import on_meta
+from mixerzoo.models.registry import BACKBONES, apply_overrides
 from torch import Tensor, nn
 
 TINY: dict[str, Any] = {
@@ -186,7 +187,7 @@ def test_capabilities_select() -> None:
 
 
 def test_star_relu_mlp_equals_its_definition() -> None:
-    from mixerzoo.models.channel_mixers import Mlp
+    from mixerzoo.models.parts.channel_mixers import Mlp
 
     mlp = Mlp(8, act="star_relu", bias=True)
     with torch.no_grad():

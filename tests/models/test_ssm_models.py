@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from mixerzoo.errors import ConfigError
 from mixerzoo.mixers import create_mixer
 from mixerzoo.models import create_model, model_config, resize_grid
-from mixerzoo.models.blocks import BLOCKS
-from mixerzoo.models.checkpoint import LAYOUTS
-from mixerzoo.models.conversion_ssm import convert_vmamba
-from mixerzoo.models.registry import on_meta
+from mixerzoo.models.conversion.layouts import layouts
+from mixerzoo.models.conversion.ssm import convert_vmamba
+from mixerzoo.models.create import on_meta
+from mixerzoo.models.parts.blocks import BLOCKS
 from mixerzoo.tests.utils import check_golden, load_golden, relative_error
 from torch import Tensor
 
@@ -77,7 +77,7 @@ def test_parameters_are_the_official_ones(name: str) -> None:
     model, config = on_meta(name), model_config(name)
     assert sum(p.numel() for p in model.parameters()) == count
     official = {n: torch.empty(s, device="meta") for n, s in shapes.items()}
-    layout = next(known for known in LAYOUTS if known.matches(set(official), config))
+    layout = next(known for known in layouts() if known.matches(set(official), config))
     ours = layout.convert(official, config)
     assert {n: t.shape for n, t in ours.items()} == {n: t.shape for n, t in model.state_dict().items()}
 

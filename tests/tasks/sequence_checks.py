@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from mixerzoo.tasks.sequence import IGNORE
+from mixerzoo.tasks.sequence.sequence import IGNORE
 
 
 def fetch(task, split, count=None, *, train=False, seed=0):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from mixerzoo.errors import ConfigError
-from mixerzoo.training.compose import compose_config
+from mixerzoo.training.cli.compose import compose_config
 from mixerzoo.training.run import make_model, make_task
 
 SMALL = ("task.num_train=8", "task.num_eval=4")

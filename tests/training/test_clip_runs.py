@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from mixerzoo.errors import ConfigError
-from mixerzoo.training.compose import compose_config
+from mixerzoo.training.cli.compose import compose_config
 from mixerzoo.training.run import run
 
 PAIRS = [

@@ -7,7 +7,7 @@ import torch
 from mixerzoo.errors import ConfigError
 from mixerzoo.models import create_model
 from mixerzoo.tasks import Task
-from mixerzoo.training.compose import compose_config
+from mixerzoo.training.cli.compose import compose_config
 from mixerzoo.training.config import TrainConfig
 from mixerzoo.training.data import TrainingData, derive_seed, epoch_order, evaluation_batches
 from mixerzoo.training.optim import build_optimizer, build_schedule, optimizer_options

@@ -10,10 +10,10 @@ import torch
 from mixerzoo.errors import ConfigError
 from mixerzoo.models import create_model
 from mixerzoo.tests.training.utils import cut, same, small, tensors
-from mixerzoo.training.compose import compose_config
+from mixerzoo.training.cli.compose import compose_config
 from mixerzoo.training.loop import DivergedError, Trainer
-from mixerzoo.training.report import read_config, read_lines
 from mixerzoo.training.run import run
+from mixerzoo.training.run_folder import read_config, read_lines
 
 # everything that draws random numbers or keeps a state of its own
 EVERYTHING = [

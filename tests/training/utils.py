@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from mixerzoo.training.compose import compose_config
+from mixerzoo.training.cli.compose import compose_config
 from mixerzoo.training.config import RunConfig
 from mixerzoo.training.loop import Interrupted, Trainer
 from mixerzoo.training.run import run

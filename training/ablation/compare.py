@@ -13,8 +13,8 @@ from ...models import list_models
 from ..config import CONFIGS
 from .plan import literal
 from .preset import Ablation, arm_name
+from .report.text import results_csv
 from .sweep import ablate
-from .text import results_csv
 
 if TYPE_CHECKING:
     import pandas as pd

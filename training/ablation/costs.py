@@ -24,12 +24,12 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ...tasks import Batch, Task
-from .. import report
+from .. import run_folder as report
 from ..cost import count_parameters, measure_activation_bytes, measure_flops, spread
 from ..run import make_model
-from .collect import COSTS
 from .plan import Cell, Plan, load_plan, open_task
-from .statistics import exponent
+from .report.collect import COSTS
+from .report.statistics import exponent
 
 _ROUNDS = 7
 _SECONDS = 60.0  # about the longest time for the rounds of one point; fewer rounds, at least 3, where they take longer
@@ -332,7 +332,7 @@ def _exponents(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m mixerzoo.training.ablation.costs FOLDER...`: measure again and write the reports anew."""
-    from .build import build_report
+    from .report.build import build_report
 
     folders = sys.argv[1:] if arguments is None else arguments
     if not folders:

@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from .. import report
+from .. import run_folder as report
 from .locks import try_lock
 from .plan import Job, Plan
 from .work import Board, lock_path

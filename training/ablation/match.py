@@ -11,7 +11,7 @@ import torch
 
 from ...errors import ConfigError
 from ...models import create_model, model_config
-from ...models.channel_mixers import CHANNEL_MIXERS
+from ...models.parts.channel_mixers import CHANNEL_MIXERS
 from ...schema import keyword_options
 from ...tasks import Task
 from ..config import RunConfig, model_options

@@ -13,8 +13,8 @@ from typing import Any
 
 from ...errors import ConfigError
 from ...tasks import Task
-from .. import report
-from ..compose import OWN, compose_config
+from .. import run_folder as report
+from ..cli.compose import OWN, compose_config
 from ..config import RunConfig, code_version, identity, parse, run_name
 from ..run import check, make_task
 from .match import Matched, count, match

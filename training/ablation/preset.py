@@ -13,7 +13,7 @@ from hydra.core.override_parser.types import Override
 
 from ...errors import ConfigError, unknown
 from ...schema import build_dataclass
-from ..compose import OWN, parse_overrides
+from ..cli.compose import OWN, parse_overrides
 from ..config import CONFIGS
 
 # Settings of the command line that say how, not what: they are not part of a plan.

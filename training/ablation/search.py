@@ -18,8 +18,8 @@ from typing import Any, Literal
 from ...errors import ConfigError, unknown
 from ...models import create_model, model_config
 from ...schema import build_dataclass
-from .. import report
-from ..compose import compose_config, parse_overrides
+from .. import run_folder as report
+from ..cli.compose import compose_config, parse_overrides
 from ..config import RunConfig, code_version, identity, model_options, run_name
 from ..cost import count_parameters, measure_activation_bytes, measure_flops
 from ..loop import DivergedError

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from ...errors import ConfigError
-from .build import build_report
-from .collect import COSTS
 from .costs import measure
 from .display import SweepDisplay
 from .launch import launch, worker_threads
 from .locks import several_processes, try_lock
 from .plan import Plan, load_plan, make_plan, write_plan
 from .preset import Ablation, from_command_line
+from .report.build import build_report
+from .report.collect import COSTS
 from .work import Board, check_code, forget_failures, work
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError
-from .. import report
+from .. import run_folder as report
 from ..config import code_version
 from ..loop import DivergedError
 from ..run import run

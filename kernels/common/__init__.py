@@ -1,0 +1,1 @@
+"""What the ops share: dispatch, registration, tuning, pieces of Triton code, costs."""

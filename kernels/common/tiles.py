@@ -1,0 +1,182 @@
+"""Pieces of Triton code that the chunked scans (`ssd`, `gla`, `delta_rule`) share, and their host-side counterparts.
+
+B batch, L length, H heads, K key size, V value size, C tokens of a chunk.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton import knobs
+
+from ...errors import ConfigError
+from .interpreter import mend
+
+mend()
+
+LARGEST_KEY = 256  # the state of a program, K x 64 in float32, must fit its registers
+
+
+INTERPRETED = tl.constexpr(knobs.runtime.interpret)
+
+# -- in kernels
+
+
+@triton.jit
+def dot(a, b, PRECISION: tl.constexpr, acc=None):
+    """`a @ b (+ acc)`, accumulated in float32.
+
+    Triton 3.8's interpreter multiplies the bit patterns of bfloat16 numbers; there the operands are widened first,
+    which gives what matrix units give.
+    """
+    if INTERPRETED:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, acc=acc, input_precision=PRECISION, out_dtype=tl.float32)
+
+
+@triton.jit
+def dot_split(a, b, PRECISION: tl.constexpr, SPLIT: tl.constexpr):
+    """`a @ b`, the inner axis shared out in SPLIT parts, which are added up.
+
+    Triton gives the warps of a product different rows of it. With 16 rows, all it needs of one chunk in float32, every
+    warp would hold all of both operands, twice; here it holds those of its own part.
+    """
+    if SPLIT == 1:
+        return dot(a, b, PRECISION)
+    else:
+        part: tl.constexpr = a.shape[1] // SPLIT
+        left = tl.permute(tl.reshape(a, [a.shape[0], SPLIT, part]), [1, 0, 2])
+        return tl.sum(dot(left, tl.reshape(b, [SPLIT, part, b.shape[1]]), PRECISION), 0)
+
+
+@triton.jit
+def dot_turned(a, b, PRECISION: tl.constexpr, TURNED: tl.constexpr, acc):
+    """`a @ b + acc`; or, TURNED, the transpose of it, with that of acc: the warps then take different columns of b."""
+    if TURNED:
+        return dot(tl.trans(b), tl.trans(a), PRECISION, acc)
+    else:
+        return dot(a, b, PRECISION, acc)
+
+
+@triton.jit
+def load_tile(pointer, stride, row, rows, col, cols):
+    """Tile of a matrix whose column stride is 1; zero outside `rows` x `cols`."""
+    mask = (row[:, None] < rows) & (col[None, :] < cols)
+    return tl.load(pointer + row[:, None] * stride + col[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def store_tile(pointer, stride, row, rows, col, cols, value):
+    """Store a tile within `rows` x `cols`, in the dtype of the memory."""
+    mask = (row[:, None] < rows) & (col[None, :] < cols)
+    tl.store(pointer + row[:, None] * stride + col[None, :], value.to(pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def load_column(pointer, stride, row, rows, GIVEN: tl.constexpr, default: tl.constexpr):
+    """Vector in float32, one number per token; zero beyond `rows`, and `default` throughout where not given."""
+    if GIVEN:
+        return tl.load(pointer + row * stride, mask=row < rows, other=0.0).to(tl.float32)
+    else:
+        return tl.full(row.shape, default, tl.float32)
+
+
+@triton.jit
+def load_documents(index, start, row, length, C: tl.constexpr):
+    """Documents of the tokens of the chunk at `start`, of the token before it, and of its last token.
+
+    `index` points at the row of the batch element; tokens beyond `length` are in no document (-1).
+    """
+    here = tl.load(index + start + row, mask=start + row < length, other=-1)
+    before = tl.load(index + tl.maximum(start - 1, 0))
+    before = tl.where(start > 0, before, 0)  # the initial state belongs to document 0
+    last = tl.load(index + tl.minimum(start + C, length) - 1)
+    return here, before, last
+
+
+# -- on the host
+
+
+def check_sizes(op: str, keys: int, *tensors: Tensor | None) -> torch.dtype:
+    """The dtype that q, k and v are cast to for the kernels.
+
+    Raises:
+        ConfigError: float64, or keys too large for the registers.
+    """
+    dtype = torch.float16
+    for i, tensor in enumerate(t for t in tensors if t is not None):
+        dtype = torch.promote_types(dtype, tensor.dtype) if i else tensor.dtype
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        raise ConfigError(f'{op}: backend "triton" computes in float16, bfloat16 or float32, not {dtype}.')
+    if keys > LARGEST_KEY:
+        raise ConfigError(f'{op}: backend "triton" takes keys of up to {LARGEST_KEY}, not {keys}.')
+    return dtype
+
+
+def check_step_dtypes(op: str, *tensors: Tensor | None) -> None:
+    """Raise ConfigError for float64, which the kernels of single steps do not compute in."""
+    if any(t is not None and t.dtype == torch.float64 for t in tensors):
+        raise ConfigError(f'{op}: backend "triton" computes in float32 at most, not float64.')
+
+
+def rows(x: Tensor) -> Tensor:
+    """`x` itself when its last axis is contiguous (kernels take the other strides), else a copy.
+
+    Broadcast axes (stride 0) come from gradients of sums and are copied, too: a kernel may not rely on them.
+    """
+    return x if x.stride(-1) == 1 and 0 not in x.stride() else x.contiguous()
+
+
+def strides(x: Tensor | None, count: int = 3) -> tuple[int, ...]:
+    """The first strides of `x`, zeros when there is none."""
+    return (0,) * count if x is None else x.stride()[:count]
+
+
+def block(size: int, largest: int = 1 << 30) -> int:
+    """A power of two that covers `size`, at least 16 (what tl.dot needs) and at most `largest`."""
+    return min(largest, max(16, triton.next_power_of_2(size)))
+
+
+def levels(chunk: int) -> int:
+    """How often a chunk of tokens, a power of two, is halved until single tokens are left."""
+    return chunk.bit_length() - 1
+
+
+def on_nvidia() -> bool:
+    """Whether kernels are compiled for a chip of NVIDIA's. The interpreter counts as one."""
+    if knobs.runtime.interpret:
+        return True
+    target: Any = triton.runtime.driver.active.get_current_target()
+    return target.backend == "cuda"
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How tl.dot multiplies float32: to about 2^-22 or better, unless PyTorch's own products may use TF32.
+
+    NVIDIA's matrix units have no float32: three TF32 products stand in for one. Without them, operands are in registers
+    as a whole, which are spilled by thousands of bytes.
+    """
+    if dtype != torch.float32 or torch.get_float32_matmul_precision() != "highest":
+        return "tf32"
+    return "tf32x3" if on_nvidia() and not INTERPRETED.value else "ieee"
+
+
+def halving(dtype: torch.dtype) -> int:
+    """By what tiles of float32 are narrower, so that they stay in registers: numbers take twice the room, and for each
+    of the three products in one an operand is taken apart (`precision`)."""
+    return 2 if dtype == torch.float32 else 1
+
+
+def splits(k: Tensor) -> int:
+    """Into how many parts products over all keys are split (`dot_split`): in float32, 16 keys each."""
+    return block(k.shape[-1]) // 16 if k.dtype == torch.float32 else 1
+
+
+def given(x: Tensor | None, stand_in: Tensor) -> Tensor:
+    """What a kernel gets as pointer: `x`, or any tensor in its place, which the kernel then does not read."""
+    return stand_in if x is None else x

@@ -1,0 +1,247 @@
+"""Softmax attention.
+
+Axis letters: B batch, N tokens, C channels, H heads, G key-value heads, D channels per head. `*grid` is (N,), (H, W) or
+(T, H, W).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import ConfigError
+from ...kernels.cpu.pointwise import linear
+from ..base import Mixer
+from ..positions import (
+    alibi_slopes,
+    padding_last,
+    positions_in_segment,
+    put_back,
+    reorder,
+    rotate,
+    segments,
+)
+from .kv_cache import KeyValueCache, Rule, append, attend, bias_of, extend, weigh
+
+
+class Attention(Mixer, name="attention"):
+    """Multi-head softmax attention over the tokens of a grid. Vaswani et al. (2017), arXiv:1706.03762.
+
+    `y = proj(softmax(q k^T / sqrt(head_dim)) v)`. The width of the heads is free of `dim`, as in MetaFormer Baselines
+    (2022, arXiv:2210.13452): `num_heads * head_dim` may differ from `dim`. CAFormer uses the defaults; a ViT uses
+    `head_dim=64, qkv_bias=True, proj_bias=True`; Llama is `position="rotary"` with `causal`. Grids of more axes count
+    as sequences in raster order where the order matters (causal, window, position).
+
+    Args:
+        dim: number of channels C.
+        causal: a token sees only itself and those before it.
+        num_heads: number of heads H; by default `max(1, dim // head_dim)`.
+        head_dim: channels per head D.
+        num_kv_heads: number of key-value heads G, a divisor of H, shared by H / G heads each; by default H.
+            Grouped-query attention (2023), arXiv:2305.13245.
+        qkv_bias: bias of the projection to queries, keys and values.
+        proj_bias: bias of the output projection.
+        qk_norm: RMS norm of queries and keys over D, with a weight. Query-Key Normalization (2020), arXiv:2010.04245.
+        window: a token sees only those less than `window` positions away, itself included. Mistral (2023),
+            arXiv:2310.06825.
+        sink_tokens: number of tokens at the start that stay visible outside the window. StreamingLLM (2023),
+            arXiv:2309.17453 (with positions in the text, not in the cache).
+        position: "none"; "rotary" (RoFormer, arXiv:2104.09864); "alibi" (arXiv:2108.12409).
+        rope_theta: base of the rotary wavelengths.
+
+    Shapes: `x` and the result `(B, *grid, C)`; `mask` `(B, *grid)` bool, False tokens are never attended to;
+    `document_ids` `(B, *grid)`. The rows of `qkv.weight` are ordered queries (H, D), keys (G, D), values (G, D), which
+    is (3, H, D) without grouping. The state of `step` is a `KeyValueCache`; with a window its size is constant.
+
+    Raises:
+        ConfigError: a size that is not positive, or options that do not go together.
+    """
+
+    causal = "can"
+    masks = True
+    packs = True
+    streams = True
+    complexity = "N^2"
+    memory = "N"
+    source = "Attention Is All You Need (2017), arXiv:1706.03762"
+    alternatives = {
+        "num_heads": 2,
+        "head_dim": 16,
+        "num_kv_heads": 1,
+        "window": 3,
+        "sink_tokens": 1,
+        "position": "rotary",
+        "rope_theta": 100.0,
+    }
+    requires = {
+        "num_kv_heads": {"num_heads": 2},
+        "sink_tokens": {"window": 3},
+        "rope_theta": {"position": "rotary"},
+    }
+
+    form = "softmax"  # of the weights, see `kv_cache.weigh`
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        causal: bool = False,
+        num_heads: int | None = None,
+        head_dim: int = 32,
+        num_kv_heads: int | None = None,
+        qkv_bias: bool = False,
+        proj_bias: bool = False,
+        qk_norm: bool = False,
+        window: int | None = None,
+        sink_tokens: int = 0,
+        position: Literal["none", "rotary", "alibi"] = "none",
+        rope_theta: float = 10000.0,
+    ) -> None:
+        super().__init__()
+        for key, value in (("head_dim", head_dim), ("num_heads", num_heads), ("window", window)):
+            if value is not None and value < 1:
+                raise ConfigError(f"attention.{key}: {value} is not a positive number.")
+        self.num_heads = max(1, dim // head_dim) if num_heads is None else num_heads
+        self.num_kv_heads = self.num_heads if num_kv_heads is None else num_kv_heads
+        if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
+            raise ConfigError(
+                f"attention.num_kv_heads: {num_kv_heads} does not divide the number of heads, {self.num_heads}."
+            )
+        if sink_tokens < 0 or (sink_tokens and window is None):
+            raise ConfigError(
+                f"attention.sink_tokens: {sink_tokens} needs a window; without one all tokens stay visible."
+                if sink_tokens > 0
+                else f"attention.sink_tokens: {sink_tokens} is negative."
+            )
+        if position not in ("none", "rotary", "alibi"):
+            raise ConfigError(f'attention.position: "{position}" is not known. Allowed: none, rotary, alibi.')
+        if position == "rotary" and head_dim % 2:
+            raise ConfigError(f"attention.head_dim: {head_dim} is odd; rotary positions need pairs of channels.")
+        self.is_causal = causal
+        self.head_dim = head_dim
+        self.window = window
+        self.sink_tokens = sink_tokens
+        self.position = position
+        self.rope_theta = rope_theta
+        self.qkv = nn.Linear(dim, (self.num_heads + 2 * self.num_kv_heads) * head_dim, bias=qkv_bias)
+        self.q_norm = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm else nn.Identity()
+        self.proj = nn.Linear(self.num_heads * head_dim, dim, bias=proj_bias)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Truncated normal weights of standard deviation 0.02 and zero biases, as in ViT and MetaFormer Baselines."""
+        for layer in (self.qkv, self.proj):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        for norm in (self.q_norm, self.k_norm):
+            if isinstance(norm, nn.RMSNorm):
+                nn.init.ones_(norm.weight)
+
+    def rule(self, device: torch.device) -> Rule:
+        """Which tokens see which."""
+        slopes = alibi_slopes(self.num_heads, device) if self.position == "alibi" else None
+        return Rule(self.is_causal, self.window, self.sink_tokens, slopes)
+
+    def project(self, tokens: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, N, H, D), keys and values (B, N, G, D) of tokens (B, N, C), with their positions applied."""
+        groups = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
+        q, k, v = linear(tokens, self.qkv.weight, self.qkv.bias).unflatten(-1, (-1, self.head_dim)).split(groups, -2)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if self.position == "rotary":
+            if positions is None:
+                positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+            q, k = rotate(q, positions, self.rope_theta), rotate(k, positions, self.rope_theta)
+        return q, k, v
+
+    def forward(self, x: Tensor, *, mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
+        self.check_grid(x)
+        tokens, rule = x.flatten(1, -2), self.rule(x.device)
+        segment = None if document_ids is None else segments(document_ids.flatten(1))
+        order = valid = None
+        if mask is not None:
+            valid = mask.flatten(1)
+            if not self.is_causal:
+                # a row without any real token sees everything: no softmax is empty, so no NaN
+                valid = valid | ~valid.any(1, keepdim=True)
+            if self.is_causal or self.window is not None or self.position != "none" or segment is not None:
+                # Padding goes to the end. There causality alone hides it, and positions and windows do not count it.
+                order = padding_last(valid)
+                tokens = reorder(tokens, order)
+                segment = None if segment is None else reorder(segment, order)
+                valid = None if self.is_causal else reorder(valid, order)
+        positions = None if segment is None else positions_in_segment(segment)
+        if segment is not None and valid is not None:
+            # padding is a document of its own, so that each of its tokens sees something
+            segment, valid = torch.where(valid, segment, -1), None
+        q, k, v = self.project(tokens, positions)
+        y = attend(q, k, v, rule, form=self.form, positions=positions, segment=segment, valid=valid)
+        y = linear(y.flatten(2), self.proj.weight, self.proj.bias)
+        if order is not None:
+            y = put_back(y, order)
+        return y.reshape(*x.shape[:-1], -1)
+
+    # -- streaming
+
+    def init_state(
+        self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> KeyValueCache:
+        """An empty cache, of `sink_tokens + window` slots, or without a window of 16 that double when they are full."""
+        if not self.is_causal:
+            raise ConfigError('mixer "attention" streams only when it is causal.')
+        size = 16 if self.window is None else self.sink_tokens + self.window
+        like = self.qkv.weight
+        device, dtype = device or like.device, dtype or like.dtype
+        shape = (batch, size, self.num_kv_heads, self.head_dim)
+        keys, values = torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype)
+        positions = torch.full((batch, size), -1, device=device)
+        return KeyValueCache(keys, values, positions, torch.zeros(batch, device=device, dtype=torch.int64), 0)
+
+    def step(self, x_t: Tensor, state: KeyValueCache) -> tuple[Tensor, KeyValueCache]:
+        rule, query = self.rule(x_t.device), state.length[:, None]
+        q, k, v = self.project(x_t[:, None], query)
+        state = append(state, k[:, 0], v[:, 0], rule)
+        keys, values = (t[:, : state.used].transpose(1, 2).to(q.dtype) for t in (state.keys, state.values))
+        key = state.positions[:, : state.used]
+        bias = bias_of(rule, query, key, (key >= 0)[:, None])
+        # the heads that share keys become queries of one head
+        group = self.num_heads // self.num_kv_heads
+        if rule.slopes is not None:
+            bias = bias.unflatten(1, (self.num_kv_heads, group)).squeeze(-2).to(q.dtype)
+        q = q[:, 0].unflatten(1, (self.num_kv_heads, group))
+        y = weigh(q, keys, values, bias, form=self.form)
+        return self.proj(y.flatten(1)), state
+
+    def prefill(
+        self, x: Tensor, *, mask: Tensor | None = None, state: KeyValueCache | None = None
+    ) -> tuple[Tensor, KeyValueCache]:
+        rule, (batch, length) = self.rule(x.device), x.shape[:2]
+        fresh = state is None
+        if state is None:
+            state = self.init_state(batch, device=x.device, dtype=x.dtype)
+        order = None if mask is None else padding_last(mask)
+        tokens = x if order is None else reorder(x, order)
+        added = state.length.new_full((batch,), length) if mask is None else mask.sum(1)
+        index = torch.arange(length, device=x.device)[None]
+        positions = index if fresh else state.length[:, None] + index
+        q, k, v = self.project(tokens, positions)
+        if fresh:
+            y = attend(q, k, v, rule, form=self.form)
+        else:
+            keys, values = torch.cat([state.keys.to(k.dtype), k], 1), torch.cat([state.values.to(v.dtype), v], 1)
+            key_positions = torch.cat([state.positions, positions], 1)
+            y = attend(
+                q, keys, values, rule,
+                form=self.form, positions=positions, key_positions=key_positions, valid=key_positions >= 0,
+            )  # fmt: skip
+        y = linear(y.flatten(2), self.proj.weight, self.proj.bias)
+        return (y if order is None else put_back(y, order)), extend(state, k, v, rule, added)
+
+    @classmethod
+    def convert_official(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """From timm's and sail-sg's MetaFormer attention: same names and layouts, `(3, H, D)` rows of `qkv.weight`."""
+        return {name: tensor for name, tensor in state_dict.items() if name.startswith(("qkv.", "proj."))}

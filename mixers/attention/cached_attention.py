@@ -1,0 +1,112 @@
+"""What attention mixers with a cache of their own kind share.
+
+Axis letters: B batch, N tokens, C channels, H heads, G key-value heads, D channels per head, P places of the cache.
+`*grid` is (N,), (H, W) or (T, H, W), in raster order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...errors import ConfigError
+from ...kernels.cpu.pointwise import linear
+from ..positions import document_rows, padding_last, put_back, reorder, rows_apart
+from .attention import Attention
+
+
+def doubled(size: int, needed: int) -> int:
+    """`size`, doubled until it is at least `needed`."""
+    while size < needed:
+        size *= 2
+    return size
+
+
+def lengthened(x: Tensor, extra: int) -> Tensor:
+    """Keys or values (B, P, G, D) with `extra` more places."""
+    return F.pad(x, (0, 0, 0, 0, 0, extra))
+
+
+class CachedAttention(Attention):
+    """Base of attention that chooses what it looks at, and streams with a state that knows the choice.
+
+    A subclass gives `attend`, `init_state`, `step` and `extend`.
+    """
+
+    packs = True
+    complexity = "N^2"
+    requires = {"num_kv_heads": {"num_heads": 2}, "rope_theta": {"position": "rotary"}}
+
+    # -- what a subclass gives
+
+    def attend(self, tokens: Tensor, valid: Tensor | None) -> Tensor:
+        """Outputs (B, N, H, D) for tokens (B, N, C); `valid` (B, N) bool, False for padding, which stands at the end.
+
+        In causal attention padding is hidden already, and costs nothing where its tiles are left out.
+        """
+        raise NotImplementedError
+
+    def extend(self, tokens: Tensor, valid: Tensor | None, state: Any) -> tuple[Tensor, Any]:
+        """Outputs (B, N, H, D) of tokens that follow a state, and the state after the valid ones."""
+        raise NotImplementedError
+
+    # -- shared
+
+    def project_out(self, y: Tensor) -> Tensor:
+        """Heads (B, N, H, D) to channels (B, N, C)."""
+        return linear(y.flatten(2), self.proj.weight, self.proj.bias)
+
+    def forward(self, x: Tensor, *, mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
+        self.check_grid(x)
+        tokens, valid = x.flatten(1, -2), None if mask is None else mask.flatten(1)
+        index = order = None
+        if document_ids is not None:
+            # Blocks and segments begin with a document, and so does every choice: each becomes a row of its own.
+            index, rows, longest = document_rows(document_ids.flatten(1))
+            real = torch.ones_like(index[0], dtype=torch.bool) if valid is None else valid
+            valid = real.new_zeros(rows, longest).index_put(index, real)
+            tokens = rows_apart(tokens, index, rows, longest)
+        if valid is not None:
+            # at the end, where positions and windows do not count it
+            order = padding_last(valid)
+            tokens, valid = reorder(tokens, order), reorder(valid, order)
+        y = self.project_out(self.attend(tokens, valid))
+        y = y if order is None else put_back(y, order)
+        return (y if index is None else y[index]).reshape(*x.shape[:-1], -1)
+
+    def empty_keys(self, batch: int, places: int, device: torch.device | None, dtype: torch.dtype | None) -> Tensor:
+        """Zeros (B, P, G, D) for keys or values.
+
+        Raises:
+            ConfigError: the mixer is not causal and cannot stream.
+        """
+        if not self.is_causal:
+            raise ConfigError(f'mixer "{self.name}" streams only when it is causal.')
+        like = self.qkv.weight
+        return torch.zeros(
+            batch, places, self.num_kv_heads, self.head_dim, device=device or like.device, dtype=dtype or like.dtype
+        )
+
+    def prefill(  # type: ignore[override] - states of their own
+        self, x: Tensor, *, mask: Tensor | None = None, state: Any = None
+    ) -> tuple[Tensor, Any]:
+        if state is None:
+            state = self.init_state(x.shape[0], device=x.device, dtype=x.dtype)
+        if mask is None:
+            y, state = self.extend(x, None, state)
+            return self.project_out(y), state
+        order = padding_last(mask)
+        y, state = self.extend(reorder(x, order), reorder(mask, order), state)
+        return put_back(self.project_out(y), order), state
+
+
+def appended(cache: Tensor, new: Tensor, start: Tensor, valid: Tensor | None) -> Tensor:
+    """A copy of `cache` (B, P, ...) with `new` (B, N, ...) at the places from `start` (B,) on, zeros for padding."""
+    place = start[:, None] + torch.arange(new.shape[1], device=new.device)
+    tail = [1] * (new.ndim - 2)
+    if valid is not None:
+        new = new * valid.view(*valid.shape, *tail)
+    return cache.scatter(1, place.view(*place.shape, *tail).expand_as(new), new.to(cache.dtype))

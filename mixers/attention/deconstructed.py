@@ -1,0 +1,123 @@
+"""Attention with one of its principles taken away at a time.
+
+Axis letters: B batch, N tokens, C channels, H heads, D channels per head. `*grid` is (N,), (H, W) or (T, H, W).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ...errors import unknown
+from .attention import Attention
+from .kv_cache import KeyValueCache
+
+VARIANTS = ("standard", "fixed_sequence", "static_embedding", "linear", "none")
+
+
+def sinusoids(positions: Tensor, dim: int) -> Tensor:
+    """Sinusoidal position code (..., dim) of integer positions (...). Vaswani et al. (2017), arXiv:1706.03762."""
+    half = (dim + 1) // 2
+    frequency = torch.exp(-math.log(10000.0) * torch.arange(half, device=positions.device) / half)
+    angle = positions.to(torch.float32)[..., None] * frequency
+    return torch.cat([angle.sin(), angle.cos()], -1)[..., :dim]
+
+
+class Deconstructed(Attention, name="deconstructed"):
+    """The controlled variants of attention, as one option. Deconstructing Attention (2025), arXiv:2510.11602.
+
+    Everything but the principle in question (projections, heads, initial values) is that of `attention`:
+
+    - "standard": attention itself, the control.
+    - "fixed_sequence": no dependence on the sequence. Queries and keys are projections of a fixed sinusoidal code of
+      the positions, so the weights are the same for all inputs.
+    - "static_embedding": queries and keys are projections of the token embeddings in place of the current layer. The
+      language backbone passes these as `embeddings`; where none are passed, as in a first layer, they are `x` itself.
+    - "linear": no softmax. The weights are products of elu(q) + 1 and elu(k) + 1, normalised.
+    - "none": no mixing. A token sees only itself.
+
+    The paper's names are FixedSeqQK, StaticEmbQK, Approximate (of which this is one form) and MLP.
+
+    Args:
+        dim: number of channels C.
+        causal: a token sees only itself and those before it.
+        variant: see above.
+        num_heads: number of heads H; by default `max(1, dim // head_dim)`.
+        head_dim: channels per head D.
+        position: "none", "rotary" or "alibi" as in `attention`.
+
+    Shapes: as `attention`; `embeddings` has the shape of `x`.
+
+    Raises:
+        ConfigError: unknown variant, or an option that `attention` refuses.
+    """
+
+    memory = "N^2"
+    source = "Deconstructing Attention (2025), arXiv:2510.11602"
+    alternatives = {"variant": "fixed_sequence", "num_heads": 2, "head_dim": 16, "position": "rotary"}
+    requires = {}
+    reads_embeddings = True
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        causal: bool = False,
+        variant: Literal["standard", "fixed_sequence", "static_embedding", "linear", "none"] = "standard",
+        num_heads: int | None = None,
+        head_dim: int = 32,
+        position: Literal["none", "rotary", "alibi"] = "none",
+    ) -> None:
+        if variant not in VARIANTS:
+            raise unknown("deconstructed.variant", variant, VARIANTS)
+        # a window of one token is no mixing
+        window = 1 if variant == "none" else None
+        super().__init__(dim, causal=causal, num_heads=num_heads, head_dim=head_dim, position=position, window=window)
+        self.variant = variant
+        self.form = "linear" if variant == "linear" else "softmax"
+
+    def project(self, tokens: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        dim = self.qkv.in_features
+        if self.variant not in ("fixed_sequence", "static_embedding"):
+            return super().project(tokens[..., :dim], positions)
+        if self.variant == "static_embedding":
+            tokens, source = tokens[..., :dim], tokens[..., dim:]
+        else:
+            tokens = tokens[..., :dim]
+            if positions is None:
+                positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+            source = sinusoids(positions, dim).to(tokens.dtype).expand(tokens.shape)
+        q, k, _ = super().project(source, positions)
+        return q, k, super().project(tokens, positions)[2]
+
+    def _joined(self, x: Tensor, embeddings: Tensor | None) -> Tensor:
+        """Tokens with their embeddings beside them, so that padding is moved for both."""
+        if self.variant != "static_embedding":
+            return x
+        return torch.cat([x, x if embeddings is None else embeddings], -1)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        mask: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        embeddings: Tensor | None = None,
+    ) -> Tensor:
+        return super().forward(self._joined(x, embeddings), mask=mask, document_ids=document_ids)
+
+    def prefill(
+        self,
+        x: Tensor,
+        *,
+        mask: Tensor | None = None,
+        state: KeyValueCache | None = None,
+        embeddings: Tensor | None = None,
+    ) -> tuple[Tensor, KeyValueCache]:
+        return super().prefill(self._joined(x, embeddings), mask=mask, state=state)
+
+    def step(self, x_t: Tensor, state: Any, *, embeddings: Tensor | None = None) -> tuple[Tensor, Any]:
+        return super().step(self._joined(x_t, embeddings), state)

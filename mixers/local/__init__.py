@@ -1,0 +1,1 @@
+"""The controls, pooling, convolutions and shifts."""

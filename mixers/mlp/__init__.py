@@ -1,0 +1,1 @@
+"""Mixing by learned matrices over positions, and the gates made of it."""

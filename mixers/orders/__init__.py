@@ -1,0 +1,1 @@
+"""Token orders: how a mixer of sequences reads a grid."""

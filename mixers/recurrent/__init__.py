@@ -1,0 +1,1 @@
+"""Mixers with a state: selective state spaces, linear attention, the delta rule."""

@@ -1,0 +1,118 @@
+"""The delta rule: a matrix-valued state per head that is corrected instead of added to.
+
+Axis letters: B batch, N tokens, C channels, H heads, K key channels per head, V value channels per head. `*grid` is
+(N,), (H, W) or (T, H, W), read in raster order.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...kernels.delta_rule import delta_rule, delta_rule_step
+from .linear_heads import LinearHeads, LinearState
+from .recurrent_mixer import log_uniform_dt_bias
+
+
+class Delta(LinearHeads, name="delta"):
+    """The delta rule, gated: DeltaNet (2024), arXiv:2406.06484, and Gated DeltaNet (2024), arXiv:2412.06464.
+
+        S' = exp(g_t) S_{t-1};   S_t = S' + k_t (beta_t (v_t - S'^T k_t))^T;   y_t = scale * q_t S_t
+
+    q and k have unit length, beta_t = sigmoid(.) and g_t = -exp(A_log) softplus(. + dt_bias) come from the token.
+
+    Args:
+        dim: number of channels C.
+        num_heads: number of heads H; by default `max(1, dim // head_dim)`.
+        head_dim: key channels per head K.
+        head_v_dim: value channels per head V; by default `head_dim`.
+        gated: whether the state decays (Gated DeltaNet) or not (DeltaNet).
+        d_conv: taps of the causal convolution with silu over queries, keys and values; 0 for none.
+        output_gate: multiply with silu of a projection of the input, after the RMS norm of every head.
+        allow_neg_eigval: beta in (0, 2) instead of (0, 1). arXiv:2411.12537.
+        norm_eps: of the RMS norm of every head.
+
+    Shapes: `x` and the result `(B, *grid, C)`. The state is constant: H x K x V float32 numbers per row.
+
+    Raises:
+        ConfigError: a size that is not positive.
+    """
+
+    source = "Gated Delta Networks (2024), arXiv:2412.06464"
+    alternatives = {"num_heads": 2, "head_dim": 16, "head_v_dim": 16, "d_conv": 0, "norm_eps": 0.1}
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int | None = None,
+        head_dim: int = 64,
+        head_v_dim: int | None = None,
+        gated: bool = True,
+        d_conv: int = 4,
+        output_gate: bool = True,
+        allow_neg_eigval: bool = False,
+        norm_eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self._sizes("delta", dim, num_heads, head_dim, head_v_dim)
+        self.allow_neg_eigval = allow_neg_eigval
+        self._build(dim, (self.num_heads, self.num_heads if gated else 0), d_conv, output_gate, norm_eps)
+        self.A_log = nn.Parameter(torch.empty(self.num_heads)) if gated else None
+        self.dt_bias = nn.Parameter(torch.empty(self.num_heads)) if gated else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier uniform with gain 2^-2.5; A uniform in (1, 16) and log-uniform dt as in Mamba-2."""
+        self._reset()
+        if self.A_log is not None and self.dt_bias is not None:
+            with torch.no_grad():
+                self.A_log.uniform_(1.0, 16.0).log_()
+            log_uniform_dt_bias(self.dt_bias, 0.001, 0.1, 1e-4)
+
+    def _inputs(self, qkv: Tensor, b: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        q, k, v = self._split_heads(qkv if self.conv1d is not None else F.silu(qkv))
+        q, k = (F.normalize(t.float(), dim=-1, eps=1e-6).to(t.dtype) for t in (q, k))
+        beta = b.float().sigmoid() * (2.0 if self.allow_neg_eigval else 1.0)
+        g = None
+        if self.A_log is not None and self.dt_bias is not None:
+            g = -self.A_log.float().exp() * F.softplus(a.float() + self.dt_bias.float())
+        return q, k, v, beta, g
+
+    def scan(
+        self,
+        x: Tensor,
+        *,
+        real: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        state: LinearState | None = None,
+        return_state: bool = False,
+    ) -> tuple[Tensor, LinearState | None]:
+        qkv, gate, b, a = self.in_proj(x).split(self.parts, -1)
+        _, before = self._advance(x, real, state)
+        conv = None
+        if self.conv1d is not None:
+            qkv, conv = self.conv1d(
+                qkv, real=real, document_ids=document_ids, state=None if state is None else state.conv,
+                return_state=return_state,
+            )  # fmt: skip
+        q, k, v, beta, g = self._inputs(qkv, b, a)
+        if real is not None:
+            beta = beta * real[..., None]
+            g = None if g is None else g * real[..., None]
+        result = delta_rule(
+            q, k, v, beta, g, scale=self.head_dim**-0.5, initial_state=None if state is None else state.memory,
+            document_ids=document_ids, return_final_state=return_state,
+        )  # fmt: skip
+        y, memory = result if isinstance(result, tuple) else (result, None)
+        return self._output(y, gate), None if memory is None else self._after(x, real, before, conv, memory)
+
+    def step(self, x_t: Tensor, state: LinearState) -> tuple[Tensor, LinearState]:
+        qkv, gate, b, a = self.in_proj(x_t).split(self.parts, -1)
+        conv = state.conv
+        if self.conv1d is not None:
+            qkv, conv = self.conv1d.step(qkv, conv)
+        q, k, v, beta, g = self._inputs(qkv, b, a)
+        y, memory = delta_rule_step(q, k, v, beta, g, state.memory, scale=self.head_dim**-0.5)
+        return self._output(y, gate), LinearState(conv, memory, state.position + 1)

@@ -1,0 +1,94 @@
+"""What linear attention and the delta rule share: projections, short convolution, state and read-out.
+
+Axis letters: B batch, N tokens, C channels, H heads, K key channels per head, V value channels per head.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...errors import ConfigError
+from .recurrent_mixer import Projection, RecurrentMixer, ShortConv
+
+
+class LinearState(NamedTuple):
+    """conv: (B, taps - 1, channels); memory: float32 (B, H, K, V); position: (B,) int64, tokens so far."""
+
+    conv: Tensor
+    memory: Tensor
+    position: Tensor
+
+
+class LinearHeads(RecurrentMixer):
+    """Projections, short convolution, state and read-out that linear attention and the delta rule share."""
+
+    def _sizes(self, owner: str, dim: int, num_heads: int | None, head_dim: int, head_v_dim: int | None) -> None:
+        for key, value in (("num_heads", num_heads), ("head_dim", head_dim), ("head_v_dim", head_v_dim)):
+            if value is not None and value < 1:
+                raise ConfigError(f"{owner}.{key}: {value} is not a positive number.")
+        self.num_heads = max(1, dim // head_dim) if num_heads is None else num_heads
+        self.head_dim = head_dim
+        self.head_v_dim = head_dim if head_v_dim is None else head_v_dim
+        self.key_width = self.num_heads * head_dim
+        self.value_width = self.num_heads * self.head_v_dim
+
+    def _build(self, dim: int, extra: tuple[int, ...], d_conv: int, output_gate: bool, norm_eps: float | None) -> None:
+        if d_conv < 0:
+            raise ConfigError(f"{self.name}.d_conv: {d_conv} is negative; 0 is no convolution.")
+        self.qkv_width = 2 * self.key_width + self.value_width
+        self.parts = (self.qkv_width, self.value_width if output_gate else 0, *extra)
+        self.in_proj = Projection(dim, sum(self.parts), bias=False)
+        self.conv1d = ShortConv(self.qkv_width, d_conv, bias=False) if d_conv else None
+        self.norm = None if norm_eps is None else nn.RMSNorm(self.head_v_dim, eps=norm_eps)
+        self.out_proj = Projection(self.value_width, dim, bias=False)
+
+    def _reset(self) -> None:
+        """Xavier uniform with gain 2^-2.5 for every projection by itself, as in RetNet and GLA."""
+        widths = (self.key_width, self.key_width, self.value_width, *self.parts[1:])
+        with torch.no_grad():
+            for weight in (*self.in_proj.weight.split([w for w in widths if w]), self.out_proj.weight):
+                nn.init.xavier_uniform_(weight, gain=2**-2.5)
+        if self.conv1d is not None:
+            self.conv1d.reset_parameters()
+        if self.norm is not None:
+            self.norm.reset_parameters()
+
+    def _split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = qkv.split((self.key_width, self.key_width, self.value_width), -1)
+        heads = (self.num_heads, -1)
+        return q.unflatten(-1, heads), k.unflatten(-1, heads), v.unflatten(-1, heads)
+
+    def _output(self, y: Tensor, gate: Tensor) -> Tensor:
+        if self.norm is not None:
+            y = self.norm(y)
+        y = y.flatten(-2)
+        if gate.shape[-1]:
+            y = y * F.silu(gate)
+        return self.out_proj(y)
+
+    def init_state(
+        self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> LinearState:
+        where = self.memory_format(device, dtype)
+        conv = torch.zeros(batch, 0, 0, **where) if self.conv1d is None else self.conv1d.init_state(batch, **where)
+        memory = torch.zeros(batch, self.num_heads, self.head_dim, self._memory_width(), device=where["device"])
+        return LinearState(conv, memory, torch.zeros(batch, device=where["device"], dtype=torch.int64))
+
+    def _memory_width(self) -> int:
+        return self.head_v_dim
+
+    def _advance(self, x: Tensor, real: Tensor | None, state: LinearState | None) -> tuple[Tensor, LinearState]:
+        """The state to start from, and positions (B or 1, N)."""
+        before = self.init_state(x.shape[0], device=x.device, dtype=x.dtype) if state is None else state
+        index = torch.arange(x.shape[1], device=x.device)[None]
+        return (index if state is None else before.position[:, None] + index), before
+
+    def _after(
+        self, x: Tensor, real: Tensor | None, before: LinearState, conv: Tensor | None, memory: Tensor
+    ) -> LinearState:
+        added = x.shape[1] if real is None else real.sum(1)
+        return LinearState(before.conv if conv is None else conv, memory, before.position + added)

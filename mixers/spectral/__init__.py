@@ -1,0 +1,1 @@
+"""Mixers in the frequency domain and long convolutions."""

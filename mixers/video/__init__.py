@@ -1,0 +1,1 @@
+"""Mixers of video: grids of frames (T, H, W)."""

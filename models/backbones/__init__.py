@@ -1,0 +1,1 @@
+"""Backbones: the vision pyramid, the isotropic one, and language."""

@@ -1,0 +1,139 @@
+"""Configuration and inputs of language models, and the checks of both.
+
+Axis letters: B batch, N tokens, C channels, V vocabulary, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import ConfigError, unknown
+from ..parts.language_heads import OBJECTIVES, POOLS
+
+
+@dataclass(kw_only=True)
+class LanguageConfig:
+    """Configuration of a `Language` model. A part is a name or a mapping with `name` and options.
+
+    Attributes:
+        vocab_size: number of tokens V.
+        dim: channels C.
+        depth: number of blocks.
+        mixer: token mixer, or a pattern of them that is repeated to the depth.
+        channel_mixer: channel mixer; None for blocks without one, as in Mamba.
+        norm: norm of the blocks and the last norm.
+        norm_placement: "pre", or "post" as in BERT, which has a norm after the embedding instead of a last one.
+        causal: a decoder, else a bidirectional encoder. Mixers that are always causal may stand in both.
+        position: "none"; "learned", a table of `sequence_length` positions; "rotary" or "alibi", given to all mixers
+            of the pattern that have the option `position` and leave it at its default; a warning says when none has.
+        sequence_length: longest sequence, for the table and for mixers whose parameters depend on the length.
+        objective: "causal_lm" and "masked_lm" give logits (B, N, V), "classify" (B, K), "features" (B, N, C);
+            "reconstruct" gives logits (B, N, V) of the input from the features at the last position alone.
+        tie_embeddings: the head's matrix is that of the token embedding.
+        num_classes: classes K of "classify".
+        pool: "mean", "last" or "first": how "classify" pools.
+        head_act: activation in the head of "masked_lm".
+        type_vocab_size: rows of a table of token types, of which row 0 is used where no types are given; 0 for none.
+        embedding_projection: a linear layer after the embedding, as in FNet.
+        dropout: probability after the embedding and after each branch.
+        drop_path: stochastic depth of the last block; earlier blocks have proportionally less.
+        layer_scale: initial value of the learnable scales of the branches; None for no scale.
+        init_std: deviation of the initial weights of the embeddings, the head and the channel mixers; None for
+            `fan_in ** -0.5` (C of an embedding, so that tied logits start at unit size), for narrow models, in which
+            0.02 leaves embeddings and channel mixers far below a mixer that starts at full strength.
+    """
+
+    vocab_size: int
+    dim: int
+    depth: int
+    mixer: Any
+    channel_mixer: Any = None
+    norm: Any = "rms_norm"
+    norm_placement: str = "pre"
+    causal: bool = True
+    position: str = "none"
+    sequence_length: int | None = None
+    objective: str = "causal_lm"
+    tie_embeddings: bool = True
+    num_classes: int = 0
+    pool: str = "mean"
+    head_act: str = "gelu"
+    type_vocab_size: int = 0
+    embedding_projection: bool = False
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    layer_scale: float | None = None
+    init_std: float | None = 0.02
+
+
+def check_config(config: LanguageConfig, key: str) -> None:
+    """Raise a ConfigError for values out of range and for combinations that make no sense."""
+    for name in ("vocab_size", "dim", "depth", "sequence_length"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"{key}.{name}: {value} is not a positive number.")
+    choices = {
+        "position": ("none", "learned", "rotary", "alibi"),
+        "norm_placement": ("pre", "post"),
+        "objective": OBJECTIVES,
+        "pool": POOLS,
+    }
+    for name, allowed in choices.items():
+        if getattr(config, name) not in allowed:
+            raise unknown(f"{key}.{name}", getattr(config, name), allowed)
+    if config.objective == "causal_lm" and not config.causal:
+        raise ConfigError(f"{key}.objective: causal_lm needs causal=true; an encoder sees the token it should predict.")
+    if config.objective == "masked_lm" and config.causal:
+        raise ConfigError(f"{key}.objective: masked_lm needs causal=false.")
+    if config.objective == "reconstruct" and config.dim % 2:
+        raise ConfigError(f"{key}.dim: {config.dim} is odd; the positions of objective=reconstruct are pairs.")
+    if config.objective == "classify" and config.num_classes < 1:
+        raise ConfigError(f"{key}.num_classes: classify needs at least one class, not {config.num_classes}.")
+    if config.position == "learned" and config.sequence_length is None:
+        raise ConfigError(f"{key}.sequence_length: position=learned needs the length of its table.")
+    for name in ("dropout", "drop_path"):
+        if not 0 <= getattr(config, name) < 1:
+            raise ConfigError(f"{key}.{name}: {getattr(config, name)} is not in [0, 1).")
+    if config.init_std is not None and config.init_std <= 0:
+        raise ConfigError(f"{key}.init_std: {config.init_std} is not positive; null is fan_in ** -0.5.")
+
+
+def check_inputs(input_ids: Any, mask: Tensor | None, document_ids: Tensor | None, vocab_size: int) -> None:
+    """Hold inputs of a language model against what it takes.
+
+    The range of the ids is checked on the CPU only, where it costs nothing next to the model; a GPU would have to wait
+    for it, and reports an id out of range by itself, if less clearly.
+
+    Raises:
+        ConfigError: not a tensor, another rank or dtype, empty, ids out of range, or a mask or document ids of another
+            shape.
+    """
+    if isinstance(input_ids, (list, tuple)):
+        lengths = {len(row) if isinstance(row, (list, tuple, Tensor)) else -1 for row in input_ids}
+        why = f"rows of mixed lengths {sorted(lengths)} without a mask: " if len(lengths) > 1 else ""
+        raise ConfigError(
+            f"input_ids: {why}a tensor (B, N) is needed, not a list; pad_prompts(rows) makes one, and its mask."
+        )
+    shape = tuple(input_ids.shape)
+    if input_ids.ndim != 2 or input_ids.dtype not in (torch.int64, torch.int32):
+        raise ConfigError(f"input_ids: integers of shape (B, N) are needed, not {input_ids.dtype} of shape {shape}.")
+    if input_ids.numel() == 0:
+        raise ConfigError(f"input_ids: the input is empty, of shape {shape}.")
+    if torch.compiler.is_compiling():
+        return
+    if input_ids.device.type == "cpu":
+        low, high = int(input_ids.min()), int(input_ids.max())
+        if low < 0 or high >= vocab_size:
+            raise ConfigError(
+                f"input_ids: the token id {low if low < 0 else high} is out of range; the vocabulary has the ids "
+                f"0 to {vocab_size - 1}."
+            )
+    for name, tensor in (("mask", mask), ("document_ids", document_ids)):
+        if tensor is not None and tensor.shape != input_ids.shape:
+            raise ConfigError(f"{name}: shape {tuple(tensor.shape)} is not that of the ids, {shape}.")
+    if mask is not None and mask.dtype != torch.bool:
+        raise ConfigError(f"mask: bool is needed, True for real tokens, not {mask.dtype}.")

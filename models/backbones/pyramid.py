@@ -1,0 +1,205 @@
+"""The vision pyramid: stages of equal blocks with downsampling between them.
+
+Axis letters: B batch, T frames, H height, W width, C channels, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from timm.layers import calculate_drop_path_rates
+from torch import Tensor, nn
+
+from ...errors import ConfigError
+from ...mixers import Grid, Mixer, create_mixer
+from ...mixers.registry import check_mixer
+from ..parts.blocks import BLOCKS, outer_mixers
+from ..parts.channel_mixers import CHANNEL_MIXERS
+from ..parts.depth_averaging import DepthAverage, layers_of
+from ..parts.heads import HEADS
+from ..parts.mobile_parts import FUSIONS
+from ..parts.norms import NORMS
+from ..parts.stem_variants import SHORTCUTS
+from ..parts.stems import STEMS
+from .vision import VisionBackbone, check_image_size, per_stage
+
+
+@dataclass(kw_only=True)
+class PyramidConfig:
+    """Configuration of a `Pyramid`.
+
+    A part is a name or a mapping with `name` and options. Where "per stage" is said, one value stands for all stages.
+
+    Attributes:
+        dims: channels of each stage.
+        depths: blocks of each stage.
+        mixer: token mixer, per stage.
+        channel_mixer: channel mixer, per stage; None for blocks without one.
+        block: the block around the mixers, per stage.
+        norm: norm, per stage.
+        layer_scale: initial scale of the branches, per stage; None for no scale.
+        res_scale: initial scale of the identity paths, per stage; None for no scale.
+        stem: what makes the first grid from the image.
+        downsample: what stands before stages 2, 3, ...: one for all or a list; None keeps grid and width.
+        shortcut: paths that lead the inputs of stages past them; None for none.
+        fusion: what joins the result of a stage's blocks with what entered them, per stage; None for nothing.
+        average_layers: the input of every layer is a learned weighted sum of the outputs of all earlier ones of its
+            stage, a layer being half of a block; see `mamba_mixer.DepthAverage`.
+        head: classification head.
+        image_size: one number or [H, W]; fixes the grids of mixers that need them.
+        frames: T, for clips; every frame is encoded for itself, and the head joins them. None for images.
+        in_chans: channels of the image.
+        num_classes: classes K; 0 for no classifier.
+        drop_path: stochastic depth of the last block; earlier blocks have proportionally less.
+        init_std: deviation of the initial weights outside of the mixers; None for `fan_in ** -0.5`, for narrow models.
+    """
+
+    dims: list[int]
+    depths: list[int]
+    mixer: Any
+    channel_mixer: Any = field(default_factory=lambda: {"name": "mlp"})
+    block: Any = "metaformer"
+    norm: Any = "layer_norm"
+    layer_scale: float | list[float | None] | None = None
+    res_scale: float | list[float | None] | None = None
+    stem: Any = "conv"
+    downsample: Any = None
+    shortcut: Any = None
+    fusion: Any = None
+    average_layers: bool = False
+    head: Any = "linear"
+    image_size: int | list[int] = 224
+    frames: int | None = None
+    in_chans: int = 3
+    num_classes: int = 1000
+    drop_path: float = 0.0
+    init_std: float | None = 0.02
+
+
+class Stage(nn.Module):
+    """Downsampling, equal blocks, and a fusion with what entered these; `(B, H, W, C)` to `(B, H', W', C')`.
+
+    `average` is what averages the outputs of earlier layers, None for nothing.
+    """
+
+    def __init__(
+        self,
+        downsample: nn.Module | None,
+        blocks: list[nn.Module],
+        fusion: nn.Module | None = None,
+        average: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.downsample = downsample
+        self.blocks = nn.ModuleList(blocks)
+        self.fusion = fusion
+        self.average = average
+
+
+class Pyramid(VisionBackbone):
+    """MetaFormer with a hierarchy of stages. Yu et al. (2021), arXiv:2111.11418; (2022), arXiv:2210.13452.
+
+    Built from a `PyramidConfig`; see `VisionBackbone` for what can be called. `forward` maps images
+    `(B, C_in, H, W)` to logits `(B, K)`.
+
+    Raises:
+        ConfigError: any part that does not fit, with the path of its key.
+    """
+
+    config_class = PyramidConfig
+
+    def __init__(self, config: PyramidConfig, *, key: str = "model") -> None:
+        super().__init__(config)
+        stages = len(config.depths)
+        if len(config.dims) != stages or stages == 0:
+            raise ConfigError(f"{key}.dims: {len(config.dims)} widths for {stages} stages (depths={config.depths}).")
+        mixers = per_stage(config.mixer, stages, key=f"{key}.mixer")
+        channel_mixers = per_stage(config.channel_mixer, stages, key=f"{key}.channel_mixer")
+        norms = per_stage(config.norm, stages, key=f"{key}.norm")
+        blocks = per_stage(config.block, stages, key=f"{key}.block")
+        layer_scales = per_stage(config.layer_scale, stages, key=f"{key}.layer_scale")
+        res_scales = per_stage(config.res_scale, stages, key=f"{key}.res_scale")
+        drop_paths: Any = calculate_drop_path_rates(config.drop_path, list(config.depths), stagewise=True)
+        fusions = per_stage(config.fusion, stages, key=f"{key}.fusion")
+        downsamples = [None, *per_stage(config.downsample, stages - 1, key=f"{key}.downsample")]
+        size = check_image_size(config.image_size, key=f"{key}.image_size")
+
+        self.stem = STEMS.build(config.stem, config.in_chans, config.dims[0], key=f"{key}.stem")
+        grid: Grid = self.stem.out_size(size, key=f"{key}.image_size")
+        self.stages = nn.ModuleList()
+        width, layer = config.dims[0], 0
+        reduction = self.stem.stride
+        for i, (dim, depth) in enumerate(zip(config.dims, config.depths, strict=True)):
+            path = f"{key}.mixer[{i}]" if isinstance(config.mixer, (list, tuple)) else f"{key}.mixer"
+            name, options = check_mixer(mixers[i], key=path)
+            NORMS.check(norms[i], key=f"{key}.norm")
+            if channel_mixers[i] is not None:
+                CHANNEL_MIXERS.check(channel_mixers[i], key=f"{key}.channel_mixer")
+            downsample = None
+            if downsamples[i] is not None:
+                downsample = STEMS.build(downsamples[i], width, dim, key=f"{key}.downsample")
+                grid = downsample.out_size((grid[0], grid[1]), key=f"{key}.image_size")
+                reduction *= downsample.stride
+            elif dim != width:
+                raise ConfigError(f"{key}.downsample: needed, since stage {i} changes the width from {width} to {dim}.")
+            built = []
+            for j in range(depth):
+                mixer = create_mixer(name, dim, grid=grid, layer_index=layer, key=path, **options)
+                if 2 not in mixer.axes:
+                    raise ConfigError(f'{path}: the mixer "{name}" takes {mixer.axes} grid axes, not an image.')
+                built.append(
+                    BLOCKS.build(
+                        blocks[i],
+                        dim,
+                        key=f"{key}.block",
+                        mixer=mixer,
+                        norm=norms[i],
+                        channel_mixer=channel_mixers[i],
+                        layer_scale=layer_scales[i],
+                        res_scale=res_scales[i],
+                        drop_path=drop_paths[i][j],
+                    )
+                )
+                layer += 1
+            fusion = None
+            if fusions[i] is not None:
+                fusion = FUSIONS.build(fusions[i], dim, key=f"{key}.fusion")
+            average = DepthAverage(len(layers_of(built))) if config.average_layers else None
+            self.stages.append(Stage(downsample, built, fusion, average))
+            self.feature_info.append({"num_chs": dim, "reduction": reduction, "module": f"stages.{i}"})
+            width = dim
+        self.shortcut = None
+        if config.shortcut is not None:
+            self.shortcut = SHORTCUTS.build(config.shortcut, list(config.dims), key=f"{key}.shortcut")
+        filled_in: Any = {"dims": list(config.dims), "stride": self.stem.stride, "frames": config.frames}
+        self.head = HEADS.build(config.head, width, config.num_classes, key=f"{key}.head", **filled_in)
+        self.num_features, self.head_hidden_size = width, self.head.dim
+        self.init_weights()
+
+    def embed(self, x: Tensor) -> Tensor:
+        if self.config.frames is not None:
+            x = x.transpose(1, 2).flatten(0, 1)  # frames are images of their own
+        return self.stem(x.permute(0, 2, 3, 1))
+
+    def map_of(self, x: Tensor) -> Tensor:
+        return super().map_of(x if self.config.frames is None else x.unflatten(0, (-1, self.config.frames)))
+
+    def stage_forward(self, index: int, x: Tensor, carried: list[Tensor]) -> Tensor:
+        stage = self.stages[index]
+        if stage.downsample is not None:
+            x = stage.downsample(x)
+        if self.shortcut is not None:
+            x = self.shortcut(index, x, carried)
+        y = self.run_blocks(stage, x)
+        return y if stage.fusion is None else stage.fusion(x, y)
+
+    def mixers_with_grids(self, image_size: int | tuple[int, int]) -> list[tuple[Mixer, Grid]]:
+        size = check_image_size(image_size, key="image_size")
+        grid: Grid = self.stem.out_size(size)
+        found: list[tuple[Mixer, Grid]] = []
+        for stage in self.stages:
+            if stage.downsample is not None:
+                grid = stage.downsample.out_size((grid[0], grid[1]))
+            found += [(m, grid) for m in outer_mixers(stage.blocks)]
+        return found

@@ -1,0 +1,243 @@
+"""What the vision backbones share: timm's conventions around stages of blocks.
+
+Axis letters: B batch, T frames, H height, W width, C channels, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+import torch
+from timm.models import checkpoint
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from ...errors import ConfigError
+from ...mixers import Grid, Mixer
+from ..parts.blocks import init_weights, no_weight_decay
+from ..parts.depth_averaging import layers_of
+from ..parts.heads import Head, UpsampleHead
+
+
+def check_image_size(size: Any, *, key: str) -> tuple[int, int]:
+    """One number or two as (height, width).
+
+    Raises:
+        ConfigError: something else, or not positive.
+    """
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or not all(isinstance(s, int) and s > 0 for s in pair):
+        raise ConfigError(f"{key}: {size!r} is not a size; give one positive number or [height, width].")
+    return pair
+
+
+def per_stage(value: Any, stages: int, *, key: str) -> list[Any]:
+    """One value for all stages, or a list with a value for each."""
+    if not isinstance(value, (list, tuple)):
+        return [value] * stages
+    if len(value) != stages:
+        raise ConfigError(f"{key}: {len(value)} entries for {stages} stages.")
+    return list(value)
+
+
+class VisionBackbone(nn.Module):
+    """Base of the models of images and clips. Maps `(B, C_in, H, W)` to logits `(B, K)`; channels-last inside.
+
+    With `frames` in its configuration a model takes clips `(B, C_in, T, H, W)`, and its maps have the axis T too.
+    With a head for dense prediction it gives `(B, K, H, W)`.
+
+    Follows timm: `forward_features`, `forward_head`, `forward_intermediates`, `reset_classifier`, `get_classifier`,
+    `num_features`, `feature_info`, `set_grad_checkpointing`, `no_weight_decay`. A subclass gives `embed`,
+    `stage_forward`, `stages` and `mixers_with_grids`.
+    """
+
+    config_class: ClassVar[type]
+    head: Head
+    stages: Any  # nn.ModuleList, whose elements a type checker does not know
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        if config.frames is not None and config.frames < 1:
+            raise ConfigError(f"model.frames: {config.frames} is not a number of frames.")
+        self.config = config
+        self.num_classes: int = config.num_classes
+        self.in_chans: int = config.in_chans
+        self.num_features = self.head_hidden_size = 0
+        self.feature_info: list[dict[str, Any]] = []
+        self.grad_checkpointing = False
+
+    # -- what a subclass gives
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Image `(B, C_in, H, W)` to the first tokens, channels last."""
+        raise NotImplementedError
+
+    def stage_forward(self, index: int, x: Tensor, carried: list[Tensor]) -> Tensor:
+        """Tokens through one stage; `carried` is what stages lead past others, empty before the first."""
+        raise NotImplementedError
+
+    def mixers_with_grids(self, image_size: int | tuple[int, int]) -> list[tuple[Mixer, Grid]]:
+        """Every mixer with the grid that it sees for images of this size."""
+        raise NotImplementedError
+
+    def map_of(self, x: Tensor) -> Tensor:
+        """Tokens as a map `(B, C, H, W)`, of a clip `(B, C, T, H, W)`."""
+        return x.movedim(-1, 1)
+
+    def finish(self, x: Tensor) -> Tensor:
+        """What stands after the last stage and before the head."""
+        return x
+
+    # -- shared
+
+    def init_weights(self) -> None:
+        """Initial values of everything but the mixers, which own theirs."""
+        init_weights(self, self.config.init_std)
+
+    def run_layer(self, layer: Callable[..., Tensor], x: Tensor) -> Tensor:
+        """Tokens through a block or half of one, with recomputation in backward where it is on."""
+        recompute = self.grad_checkpointing and torch.is_grad_enabled() and not torch.jit.is_scripting()
+        return checkpoint(layer, x) if recompute else layer(x)
+
+    def run_blocks(self, stage: Any, x: Tensor, outputs: list[Tensor] | None = None) -> Tensor:
+        """Tokens through the blocks of a stage.
+
+        Args:
+            stage: with `blocks` and, where earlier layers are averaged, `average`.
+            x: the tokens.
+            outputs: for an average across stages, what the layers so far gave; empty before the first.
+        """
+        if stage.average is not None:
+            outputs = [] if outputs is None else outputs
+            if not outputs:
+                outputs.append(x)
+            return stage.average(layers_of(stage.blocks), x, outputs, self.run_layer)
+        for block in stage.blocks:
+            x = self.run_layer(block, x)
+        return x
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """Images `(B, C_in, H, W)` to the last tokens, channels last."""
+        x = self.embed(self.checked(x))
+        carried: list[Tensor] = []
+        for i in range(len(self.stages)):
+            x = self.stage_forward(i, x, carried)
+        return self.finish(x)
+
+    def checked(self, x: Tensor) -> Tensor:
+        """The images or clips that came in.
+
+        Raises:
+            ConfigError: another shape.
+        """
+        frames = self.config.frames
+        known = [self.in_chans] if frames is None else [self.in_chans, frames]
+        if x.ndim != len(known) + 3 or list(x.shape[1:-2]) != known:
+            kind, axis = ("images", "") if frames is None else ("clips", f"{frames}, ")
+            raise ConfigError(
+                f"{kind} must have the shape (batch, {self.in_chans}, {axis}height, width), not {tuple(x.shape)}."
+            )
+        return x
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The last map, `(B, C, H, W)`; tokens `(B, N, C)` where there is a class token."""
+        return self.map_of(self.tokens(x))
+
+    def unmap(self, x: Tensor) -> Tensor:
+        """Inverse of `map_of`."""
+        return x.movedim(1, -1)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """What `forward_features` gives, to logits `(B, K)` or, with `pre_logits`, to features `(B, C)`."""
+        y = self.head(self.unmap(x), pre_logits=pre_logits)
+        return y.movedim(-1, 1) if y.ndim > 3 else y
+
+    def forward(self, x: Tensor) -> Tensor:
+        head: Any = self.head
+        if isinstance(head, UpsampleHead):
+            maps: Any = self.forward_intermediates(x, head.maps, intermediates_only=True, output_fmt="NHWC")
+            return head.decode(maps, x.shape[-2:]).permute(0, 3, 1, 2)
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: Literal["NCHW", "NHWC"] = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Maps after the stages of the given indices (all by default), and the last map.
+
+        Args:
+            x: images `(B, C_in, H, W)`.
+            indices: stage indices, or a number of last stages.
+            norm: apply what stands after the last stage to each map.
+            stop_early: leave out the stages after the last index.
+            output_fmt: "NCHW" or "NHWC", with T before H for clips.
+            intermediates_only: return the list alone.
+        """
+        if output_fmt not in ("NCHW", "NHWC"):
+            raise ConfigError(f'output_fmt="{output_fmt}" is not known. Allowed: NCHW, NHWC.')
+        take, last = feature_take_indices(len(self.stages), indices)
+        shown: list[Tensor] = []
+        size = (x.shape[-2], x.shape[-1])
+        carried: list[Tensor] = []
+        x = self.embed(self.checked(x))
+        for i in range(len(self.stages) if not stop_early else last + 1):
+            x = self.stage_forward(i, x, carried)
+            if i in take:
+                y = self.map_without_token(self.finish(x) if norm else x, size)
+                shown.append(y if output_fmt == "NCHW" else y.movedim(1, -1))
+        return shown if intermediates_only else (self.map_of(self.finish(x)), shown)
+
+    def map_without_token(self, x: Tensor, image_size: tuple[int, int]) -> Tensor:
+        """Tokens of an image of the given size as a map `(B, C, H, W)`, without a class token."""
+        return self.map_of(x)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop what the given features do not need; returns the stage indices."""
+        take, last = feature_take_indices(len(self.stages), indices)
+        self.stages = self.stages[: last + 1]
+        if prune_head:
+            self.reset_classifier(0, "")
+        if prune_norm:
+            self.head.norm = None
+        return take
+
+    def get_classifier(self) -> nn.Module:
+        """The last linear layer."""
+        return self.head.fc  # type: ignore[return-value]
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None, reset_other: bool = False) -> None:
+        """A fresh classifier; `global_pool` also changes the pooling, `reset_other` removes the head's norm."""
+        self.num_classes = num_classes
+        like = next(self.parameters())
+        if global_pool is not None:
+            self.head.set_pool(global_pool)
+        if reset_other:
+            self.head.norm = None
+        self.head.reset(num_classes)
+        init_weights(self.head, self.config.init_std)
+        self.head.to(device=like.device, dtype=like.dtype)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute blocks in backward: less memory for about a third more time."""
+        self.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters without weight decay: vectors, embeddings, and what the mixers name."""
+        return no_weight_decay(self)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's layer groups, for layer-wise learning rates."""
+        last = (r"^norm", (99999,))
+        fine = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), last]
+        return {
+            "stem": r"^(?:stem|position|class_token)",
+            "blocks": [(r"^stages\.(\d+)", None), last] if coarse else fine,
+        }

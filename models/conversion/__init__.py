@@ -1,0 +1,1 @@
+"""Checkpoint files, and weights of other sources in our names."""

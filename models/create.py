@@ -1,0 +1,66 @@
+"""`create_model`: a model by name, with overrides and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import unknown
+from ..schema import keyword_options
+from .conversion.checkpoint import load_into
+from .registry import apply_overrides, backbone_class, build_model, config_defaults, model_config
+
+
+def create_model(
+    name_or_config: str | Path | Mapping[str, Any],
+    *,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    mixer: Any = None,
+    checkpoint: str | Path | None = None,
+    **overrides: Any,
+) -> nn.Module:
+    """Build a model.
+
+    Args:
+        name_or_config: a name from `list_models()`, the path of a YAML file, or a mapping.
+        num_classes: classes; by default the config's, 1000. 0 for features.
+        in_chans: channels of the images; by default the config's, 3.
+        mixer: another token mixer for all stages or layers (name or mapping), or a list with one for each.
+        checkpoint: file with weights: ours, timm's, the official ones or Hugging Face's (`.safetensors`, `.pth`, `.pt`,
+            `.bin`). The layout is told from the keys. Where two sources differ in a detail that the weights alone do
+            not show, the model is built as the source of the file computes.
+        overrides: other entries of the config; `create_model(name, **{"head.dropout": 0.1})` reaches inside.
+
+    Returns:
+        A module in training mode on the CPU (or the current default device).
+
+    Raises:
+        ConfigError: unknown name, key or part, a wrong type, an impossible combination, or a file that does not fit.
+    """
+    config = model_config(name_or_config)
+    changes = dict(overrides)
+    for name, value in (("num_classes", num_classes), ("in_chans", in_chans), ("mixer", mixer)):
+        if value is not None:
+            changes[name] = value
+    cls = backbone_class(config)
+    known = keyword_options(cls.config_class)  # type: ignore[attr-defined]
+    for path in changes:
+        if path.split(".")[0] not in known:
+            raise unknown("model", path, known)
+    config = {**config_defaults(cls), **config}
+    native_size = config.get("image_size")
+    config = apply_overrides(config, changes)
+    if checkpoint is None:
+        return build_model(config)
+    return load_into(config, Path(checkpoint), native_size=native_size)
+
+
+def on_meta(name_or_config: str | Path | Mapping[str, Any], **options: Any) -> nn.Module:
+    """The model without memory for its weights, for counting."""
+    with torch.device("meta"):
+        return create_model(name_or_config, **options)

@@ -1,0 +1,1 @@
+"""Our models in timm and in Hugging Face transformers."""

@@ -1,0 +1,1 @@
+"""What backbones are assembled from: blocks, channel mixers, norms, stems, heads."""

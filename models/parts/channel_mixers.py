@@ -1,0 +1,99 @@
+"""Channel mixers: what a block applies to every token on its own.
+
+Axis letters: B batch, C channels, E hidden channels; `*grid` is (N,), (H, W) or (T, H, W).
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...kernels.cpu.pointwise import linear, mlp
+from ...schema import Parts
+from .norms import ACTIVATIONS, StarReLU, star_mlp
+
+CHANNEL_MIXERS = Parts("channel mixer", __name__)
+
+
+def hidden_width(dim: int, ratio: float, hidden: int | None, multiple_of: int = 1) -> int:
+    """Hidden channels E: `hidden` if given, else `ratio * dim`, rounded up to a multiple."""
+    width = hidden if hidden is not None else int(ratio * dim)
+    return -(-width // multiple_of) * multiple_of
+
+
+@CHANNEL_MIXERS.register("mlp")
+class Mlp(nn.Module):
+    """Two linear layers with an activation between them, `(B, *grid, C)` to the same shape.
+
+    Args:
+        dim: channels C.
+        ratio: hidden channels E as a multiple of C.
+        hidden: hidden channels E, in place of `ratio`.
+        act: activation by name, see `norms.ACTIVATIONS`.
+        bias: biases in both layers.
+        dropout: probability, after the activation and after the second layer.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        ratio: float = 4.0,
+        hidden: int | None = None,
+        act: str = "gelu",
+        bias: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        width = hidden_width(dim, ratio, hidden)
+        self.fc1 = nn.Linear(dim, width, bias=bias)
+        self.act = ACTIVATIONS.build(act, key="channel_mixer.act")
+        self.fc2 = nn.Linear(width, dim, bias=bias)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.fc1, self.fc2
+        if self.dropout and self.training:
+            hidden = F.dropout(self.act(first(x)), self.dropout)
+            return F.dropout(second(hidden), self.dropout)
+        if isinstance(self.act, StarReLU):
+            return star_mlp(x, first.weight, first.bias, self.act, second.weight, second.bias)
+        if isinstance(self.act, nn.GELU) and self.act.approximate == "none":
+            return mlp(x, first.weight, first.bias, second.weight, second.bias, activation="gelu")
+        return linear(self.act(linear(x, first.weight, first.bias)), second.weight, second.bias)
+
+
+@CHANNEL_MIXERS.register("gated_mlp")
+class GatedMlp(nn.Module):
+    """Gated linear unit: `W2 (act(Wg x) * (Wu x))`. Shazeer (2020), arXiv:2002.05202.
+
+    `fc1` holds the rows of the gate first, then those of the value.
+
+    Args:
+        dim: channels C.
+        ratio: hidden channels E as a multiple of C; 8/3 has the parameters of an MLP with ratio 4.
+        hidden: hidden channels E, in place of `ratio`.
+        multiple_of: E is rounded up to a multiple of this.
+        act: activation of the gate by name.
+        bias: biases in both layers.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        ratio: float = 8 / 3,
+        hidden: int | None = None,
+        multiple_of: int = 8,
+        act: str = "silu",
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        width = hidden_width(dim, ratio, hidden, multiple_of)
+        self.fc1 = nn.Linear(dim, 2 * width, bias=bias)
+        self.act = ACTIVATIONS.build(act, key="channel_mixer.act")
+        self.fc2 = nn.Linear(width, dim, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = linear(x, self.fc1.weight, self.fc1.bias).chunk(2, dim=-1)
+        return linear(self.act(gate) * value, self.fc2.weight, self.fc2.bias)

@@ -1,0 +1,108 @@
+"""The parts of MambaMixer that are not token mixers: selection across channels, and averages of earlier layers.
+
+Axis letters: B batch, C channels, W channels of a group, L layers; `*grid` is (N,), (H, W) or (T, H, W).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import ConfigError
+from ...mixers import create_mixer
+from .channel_mixers import CHANNEL_MIXERS
+
+
+@CHANNEL_MIXERS.register("selective_channel")
+class SelectiveChannelMixer(nn.Module):
+    """A bidirectional selective state-space model along the channels of a token. MambaMixer (2024), arXiv:2403.19888.
+
+    The C channels of a token are read as a sequence of C / W groups of W channels, by `mamba` forwards and backwards,
+    each way with a convolution and a scan of its own between shared projections and gate; both are added. Every token
+    is treated alone and alike, so that it fits any grid, causal models too. In the paper the linear layers before the
+    scan run along the tokens and so are made for one grid; where its text leaves sizes open they are ours.
+
+    Maps `(B, *grid, C)` to the same shape.
+
+    Args:
+        dim: channels C.
+        width: channels W of a group; it divides C.
+        d_state: states of each inner channel.
+        d_conv: taps of the convolution along the groups.
+        expand: inner channels per channel.
+
+    Raises:
+        ConfigError: a width that does not divide the channels.
+    """
+
+    def __init__(self, dim: int, *, width: int = 16, d_state: int = 16, d_conv: int = 4, expand: int = 2) -> None:
+        super().__init__()
+        if width < 1 or dim % width:
+            raise ConfigError(f"channel_mixer.width: {width} does not divide the {dim} channels.")
+        self.width = width
+        self.mixer = create_mixer(
+            "mamba",
+            width,
+            order="bidirectional",
+            merge="sum",
+            separate_paths=True,
+            d_state=d_state,
+            d_conv=d_conv,
+            expand=expand,
+            key="channel_mixer",
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mixer(x.reshape(-1, x.shape[-1] // self.width, self.width)).reshape(x.shape)
+
+
+class DepthAverage(nn.Module):
+    """The input of every layer as a learned weighted sum of the outputs of all layers before it.
+
+    MambaMixer (2024), arXiv:2403.19888, and DenseFormer (2024), arXiv:2402.02622: here the outputs are those of the
+    residual stream, and the weights start with 1 for the last and 0 for the others, so that a model starts as it would
+    without them. A layer is half of a block where that has `halves`: its token mixing, and its channel mixing.
+
+    Args:
+        layers: L, layers that are averaged behind.
+        before: outputs that exist before the first of them.
+    """
+
+    def __init__(self, layers: int, *, before: int = 1) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(torch.zeros(before + i + 1) for i in range(layers))
+        for weight in self.weights:
+            nn.init.ones_(weight[-1:])
+
+    def forward(
+        self,
+        layers: Sequence[Callable[..., Tensor]],
+        x: Tensor,
+        outputs: list[Tensor],
+        run: Callable[[Callable[..., Tensor], Tensor], Tensor],
+    ) -> Tensor:
+        """Tokens `(B, *grid, C)` through the layers.
+
+        Args:
+            layers: as of `layers_of`.
+            x: input of the first of them.
+            outputs: what came before, the oldest first; the layers' outputs are added to it.
+            run: applies a layer, with recomputation or without.
+
+        Returns:
+            The average behind the last layer.
+        """
+        for weight, layer in zip(self.weights, layers, strict=True):
+            outputs.append(run(layer, x))
+            shares = weight.to(x.dtype)
+            x = shares[-1] * outputs[-1]
+            for share, output in zip(shares[:-1], outputs[:-1], strict=True):
+                x = torch.addcmul(x, output, share)
+        return x
+
+
+def layers_of(blocks: Iterable[nn.Module]) -> list[Callable[..., Tensor]]:
+    """What counts as a layer in blocks: their halves, or themselves."""
+    return [half for block in blocks for half in getattr(block, "halves", lambda b=block: [b])()]

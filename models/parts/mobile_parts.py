@@ -1,0 +1,280 @@
+"""What AFFNet builds around its mixer: inverted residuals, its block, its fusion of a stage, stem and head.
+
+Huang et al. (2023), arXiv:2307.14008, on the plan of MobileViT (2021, arXiv:2110.02178).
+
+Axis letters: B batch, H height, W width, C channels, E hidden channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.layers import DropPath, make_divisible
+from torch import Tensor, nn
+
+from ...errors import ConfigError
+from ...mixers import Mixer
+from ...schema import Parts
+from .blocks import BLOCKS, scaled_sum
+from .channel_mixers import CHANNEL_MIXERS
+from .heads import HEADS, LinearHead
+from .norms import ACTIVATIONS, NORMS
+from .stems import STEMS, conv_size
+
+FUSIONS = Parts("fusion", __name__)
+
+
+@NORMS.register("std_layer_norm")
+class StdLayerNorm(nn.Module):
+    """`w (x - mean) / (std + eps) + b` over the channels: eps joins the standard deviation, not the variance.
+
+    The norm "layer_norm" of Apple's CVNets and of AFFNet's code on maps.
+    """
+
+    def __init__(self, dim: int, *, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        std, mean = torch.std_mean(x.float(), -1, keepdim=True, correction=0)
+        normal = (x.float() - mean) / (std + self.eps)
+        return torch.addcmul(self.bias.float(), normal, self.weight.float()).to(x.dtype)
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, batch norm, activation; `(B, H, W, C_in)` to `(B, H', W', C_out)`.
+
+    Args:
+        in_dim, dim: channels before and after.
+        kernel_size, stride, groups: of the convolution, which is padded by half a kernel.
+        act: activation by name, None for none.
+        norm_eps: of the batch norm.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        dim: int,
+        *,
+        kernel_size: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        act: str | None = "silu",
+        norm_eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_dim, dim, kernel_size, stride, kernel_size // 2, groups=groups, bias=False)
+        self.norm = nn.BatchNorm2d(dim, eps=norm_eps)
+        self.act = nn.Identity() if act is None else ACTIVATIONS.build(act, key="act")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.norm(self.conv(x.permute(0, 3, 1, 2)))).permute(0, 2, 3, 1)
+
+
+@CHANNEL_MIXERS.register("inverted_residual")
+class InvertedResidual(nn.Module):
+    """Expand, 3x3 depthwise, reduce, each with batch norm, and the sum with the input. MobileNetV2, arXiv:1801.04381.
+
+    Unlike other channel mixers it looks at neighbours and takes images alone; the sum is inside.
+
+    Args:
+        dim: channels C.
+        ratio: hidden channels E as a multiple of C, rounded to a multiple of 8; 1 leaves the expansion out.
+        act: activation by name, after expansion and depthwise convolution.
+        out_dim: channels of the result; by default C.
+        stride: of the depthwise convolution. The sum exists where stride is 1 and the width stays.
+    """
+
+    def __init__(
+        self, dim: int, *, ratio: float = 2.0, act: str = "silu", out_dim: int | None = None, stride: int = 1
+    ) -> None:
+        super().__init__()
+        out = dim if out_dim is None else out_dim
+        hidden = make_divisible(round(dim * ratio), 8)
+        self.stride = stride
+        self.residual = stride == 1 and out == dim
+        self.expand = None if ratio == 1 else ConvNorm(dim, hidden, act=act)
+        self.depthwise = ConvNorm(hidden, hidden, kernel_size=3, stride=stride, groups=hidden, act=act)
+        self.reduce = ConvNorm(hidden, out, act=None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x if self.expand is None else self.expand(x)
+        y = self.reduce(self.depthwise(y))
+        return x + y if self.residual else y
+
+
+def half(size: tuple[int, int], *, key: str) -> tuple[int, int]:
+    """The grid after a 3x3 convolution of stride 2, padded by 1."""
+    out = conv_size(size[0], 3, 2, 1), conv_size(size[1], 3, 2, 1)
+    if min(out) < 1:
+        raise ConfigError(f"{key}: {size[0]}x{size[1]} is too small for a convolution of stride 2.")
+    return out
+
+
+@STEMS.register("inverted_residual")
+class InvertedResidualStem(InvertedResidual):
+    """Downsampling by an inverted residual of stride 2.
+
+    Args:
+        in_dim, dim: channels before and after.
+        ratio: hidden channels as a multiple of those before.
+        act: activation by name.
+    """
+
+    def __init__(self, in_dim: int, dim: int, *, ratio: float = 4.0, act: str = "silu") -> None:
+        super().__init__(in_dim, ratio=ratio, act=act, out_dim=dim, stride=2)
+
+    def out_size(self, size: tuple[int, int], *, key: str = "image_size") -> tuple[int, int]:
+        """See `ConvStem.out_size`."""
+        return half(size, key=key)
+
+
+@STEMS.register("mobile")
+class MobileStem(nn.Module):
+    """A 3x3 convolution of stride 2, one inverted residual, one of stride 2, and more without.
+
+    Args:
+        in_dim, dim: channels before and after.
+        widths: channels after the convolution and after the first inverted residual.
+        depth: inverted residuals of the second group, whose first has stride 2.
+        ratio: hidden channels of the inverted residuals as a multiple of those before.
+        act: activation by name.
+    """
+
+    stride = 4
+
+    def __init__(
+        self,
+        in_dim: int,
+        dim: int,
+        *,
+        widths: tuple[int, int] = (16, 32),
+        depth: int = 3,
+        ratio: float = 4.0,
+        act: str = "silu",
+    ) -> None:
+        super().__init__()
+        first, second = widths
+        self.conv = ConvNorm(in_dim, first, kernel_size=3, stride=2, act=act)
+        blocks = [
+            InvertedResidual(first, ratio=ratio, act=act, out_dim=second),
+            InvertedResidual(second, ratio=ratio, act=act, out_dim=dim, stride=2),
+        ]
+        blocks += [InvertedResidual(dim, ratio=ratio, act=act) for _ in range(depth - 1)]
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(self.conv(x))
+
+    def out_size(self, size: tuple[int, int], *, key: str = "image_size") -> tuple[int, int]:
+        """See `ConvStem.out_size`."""
+        return half(half(size, key=key), key=key)
+
+
+@BLOCKS.register("channels_first")
+class ChannelsFirstBlock(nn.Module):
+    """The channel mixer before the token mixer: `x <- r x + l mix(norm2(mlp(norm1(x))))`, the block of AFFNet.
+
+    Args:
+        dim, mixer, norm, channel_mixer, layer_scale, res_scale, drop_path, key: as of `MetaFormerBlock`.
+        double_skip: a residual around each half in place of one around both.
+
+    Raises:
+        ConfigError: no channel mixer.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        mixer: Mixer,
+        norm: Any = "group_norm",
+        channel_mixer: Any = "inverted_residual",
+        layer_scale: float | None = None,
+        res_scale: float | None = None,
+        drop_path: float = 0.0,
+        key: str = "block",
+        double_skip: bool = False,
+    ) -> None:
+        super().__init__()
+        if channel_mixer is None:
+            raise ConfigError(f'{key}: the block "channels_first" needs a channel mixer.')
+
+        def scale(value: float | None) -> nn.Parameter | None:
+            return None if value is None else nn.Parameter(torch.full((dim,), float(value)))
+
+        self.norm1 = NORMS.build(norm, dim, key=f"{key}.norm")
+        self.channel_mixer = CHANNEL_MIXERS.build(channel_mixer, dim, key=f"{key}.channel_mixer")
+        self.norm2 = NORMS.build(norm, dim, key=f"{key}.norm")
+        self.mixer = mixer
+        self.layer_scale, self.res_scale = scale(layer_scale), scale(res_scale)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.double_skip = double_skip
+
+    def forward(self, x: Tensor, *, mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
+        packed = {} if document_ids is None else {"document_ids": document_ids}
+        y = self.channel_mixer(self.norm1(x))
+        if self.double_skip:
+            x = y = x + y
+        branch = self.mixer(self.norm2(y), mask=mask, **packed)
+        return scaled_sum(x, self.drop_path(branch), self.res_scale, self.layer_scale)
+
+
+@FUSIONS.register("conv")
+class ConvFusion(nn.Module):
+    """What stands after the blocks of a stage: norm, 1x1 convolution, and the joint with what entered the stage.
+
+    `conv(norm(y))`, then, with `joint`, a 1x1 convolution of the concatenation [x, that]; both with batch norm.
+
+    Args:
+        dim: channels C.
+        norm: norm by name or mapping.
+        act: activation after the second convolution, by name.
+        joint: join with the stage's input; without it the first convolution is all.
+    """
+
+    def __init__(self, dim: int, *, norm: Any = "group_norm", act: str = "silu", joint: bool = True) -> None:
+        super().__init__()
+        self.norm = NORMS.build(norm, dim, key="fusion.norm")
+        self.project = ConvNorm(dim, dim, act=None)
+        self.joint = ConvNorm(2 * dim, dim, act=act) if joint else None
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """What entered the stage and what its blocks made of it, both `(B, H, W, C)`, to the same shape."""
+        y = self.project(self.norm(y))
+        return y if self.joint is None else self.joint(torch.cat([x, y], -1))
+
+
+@HEADS.register("conv")
+class ConvHead(LinearHead):
+    """A 1x1 convolution with batch norm before pooling and classifier; MobileNet's head.
+
+    Args:
+        ratio: channels after the convolution as a multiple of C, at most `limit`.
+        limit: as said.
+        act: activation by name.
+        norm, norm_first, pool, dropout: see `Head`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        *,
+        ratio: float = 4.0,
+        limit: int = 960,
+        act: str = "silu",
+        norm: Any = None,
+        norm_first: bool = False,
+        pool: str | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        width = min(int(ratio * dim), limit)
+        super().__init__(width, num_classes, norm=norm, norm_first=norm_first, pool=pool, dropout=dropout)
+        self.conv = ConvNorm(dim, width, act=act)
+
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        return super().forward(self.conv(x), pre_logits=pre_logits)

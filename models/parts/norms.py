@@ -1,0 +1,132 @@
+"""Norms and activations by name, for channels-last tokens.
+
+Axis letters: B batch, C channels; `*grid` is (N,), (H, W) or (T, H, W).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...kernels.cpu.pointwise import mlp
+from ...schema import Parts
+
+NORMS = Parts("norm", __name__)
+ACTIVATIONS = Parts("activation", __name__)
+
+
+@NORMS.register("layer_norm")
+class LayerNorm(nn.LayerNorm):
+    """Layer norm over the channels of each token, `(B, *grid, C)`. Ba et al. (2016), arXiv:1607.06450."""
+
+    def __init__(self, dim: int, *, eps: float = 1e-6, bias: bool = True) -> None:
+        super().__init__(dim, eps=eps, bias=bias)
+
+
+@NORMS.register("group_norm")
+class GroupNorm(nn.Module):
+    """Group norm with one group: statistics of one sample over all tokens and channels, a weight per channel.
+
+    The norm of PoolFormer (2021), arXiv:2111.11418. It mixes tokens (by two numbers), so it suits neither causal models
+    nor padded batches.
+    """
+
+    def __init__(self, dim: int, *, eps: float = 1e-5, bias: bool = True) -> None:
+        super().__init__()
+        self.dim, self.eps = dim, eps
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.group_norm(x.movedim(-1, 1), 1, self.weight, self.bias, self.eps).movedim(1, -1)
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}, eps={self.eps}, bias={self.bias is not None}"
+
+
+@NORMS.register("rms_norm")
+class RMSNorm(nn.RMSNorm):
+    """Root-mean-square norm over channels, without centring. Zhang and Sennrich (2019), arXiv:1910.07467."""
+
+    def __init__(self, dim: int, *, eps: float = 1e-6) -> None:
+        super().__init__(dim, eps=eps)
+
+
+@NORMS.register("batch_norm")
+class BatchNorm(nn.Module):
+    """Batch norm per channel over batch and grid. Ioffe and Szegedy (2015), arXiv:1502.03167."""
+
+    def __init__(self, dim: int, *, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(dim, eps=eps, momentum=momentum)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.reshape(-1, x.shape[-1])).view(x.shape)
+
+
+@NORMS.register("affine")
+class Affine(nn.Module):
+    """A scale and a shift per channel in place of a norm. ResMLP (2021), arXiv:2105.03404."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.ones(dim))
+        self.beta = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self.beta, self.alpha, x)
+
+
+@NORMS.register("none")
+class NoNorm(nn.Identity):
+    """No norm."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+
+
+class StarReLU(nn.Module):
+    """`s * relu(x)**2 + b` with one learnable scale and bias. MetaFormer Baselines (2022), arXiv:2210.13452."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        positive = F.relu(x)
+        return torch.addcmul(self.bias, positive, positive * self.scale)
+
+
+class SquaredReLU(nn.Module):
+    """`relu(x)**2`. Primer (2021), arXiv:2109.08668."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x).square()
+
+
+def star_mlp(
+    x: Tensor, weight1: Tensor, bias1: Tensor | None, act: StarReLU, weight2: Tensor, bias2: Tensor | None
+) -> Tensor:
+    """`linear2(StarReLU(linear1(x)))`, with the activation's scale and bias folded into the small second weight.
+
+    Saves two passes over the wide hidden map and over its gradient.
+    """
+    shift = F.linear(act.bias.expand(weight2.shape[1]), weight2)
+    bias = shift if bias2 is None else shift + bias2
+    return mlp(x, weight1, bias1, weight2 * act.scale, bias, activation="squared_relu")
+
+
+_PLAIN: dict[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "star_relu": StarReLU,
+    "squared_relu": SquaredReLU,
+}
+for _name, _make in _PLAIN.items():
+    ACTIVATIONS.register(_name)(_make)

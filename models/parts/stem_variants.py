@@ -1,0 +1,174 @@
+"""Stems of several convolutions or scales, and paths that lead the inputs of stages past them.
+
+Axis letters: B batch, H height, W width, C channels, K side of a kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import ceil, prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...errors import ConfigError
+from ...schema import Parts
+from .norms import ACTIVATIONS
+from .stems import STEMS, ConvStem
+
+SHORTCUTS = Parts("shortcut", __name__)
+
+
+@STEMS.register("conv_stack")
+class ConvStack(nn.Module):
+    """Overlapping convolutions one after another, `(B, H, W, C_in)` to `(B, H', W', C_out)`.
+
+    Each is padded by half a kernel and followed by a norm; an activation stands between them. With the defaults this is
+    the stem of VMamba (2024), arXiv:2401.10166, its `patchembed_version="v2"`.
+
+    Args:
+        in_dim, dim: channels before and after.
+        ratios: channels after each convolution, as multiples of `dim`; the last is 1.
+        strides: of each convolution.
+        kernel_size: side of the kernels, odd.
+        norm: norm by name or mapping; None for none.
+        act: activation by name.
+        bias: biases of the convolutions.
+
+    Raises:
+        ConfigError: lists of different lengths, a last ratio other than 1, or an even kernel.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        dim: int,
+        *,
+        ratios: Sequence[float] = (0.5, 1.0),
+        strides: Sequence[int] = (2, 2),
+        kernel_size: int = 3,
+        norm: Any = "layer_norm",
+        act: str = "gelu",
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        if len(ratios) != len(strides) or not ratios or ratios[-1] != 1:
+            raise ConfigError(f"stem.ratios: {list(ratios)} needs an entry for each of {list(strides)}, the last 1.")
+        if kernel_size % 2 == 0:
+            raise ConfigError(f"stem.kernel_size: {kernel_size} is even; the convolutions have a middle.")
+        widths = [in_dim, *(int(ratio * dim) for ratio in ratios)]
+        options: dict[str, Any] = {"kernel_size": kernel_size, "padding": kernel_size // 2, "norm": norm, "bias": bias}
+        self.layers = nn.ModuleList(
+            ConvStem(a, b, stride=stride, **options) for (a, b), stride in zip(pairwise(widths), strides, strict=True)
+        )
+        self.act = ACTIVATIONS.build(act, key="stem.act")
+        self.stride = prod(strides)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, layer in enumerate(self.layers):
+            x = layer(x if i == 0 else self.act(x))
+        return x
+
+    def out_size(self, size: tuple[int, int], *, key: str = "image_size") -> tuple[int, int]:
+        """The grid that comes out for a grid that goes in."""
+        for layer in self.layers:
+            size = layer.out_size(size, key=key)  # type: ignore[operator]
+        return size
+
+
+@STEMS.register("multi_scale")
+class MultiScaleStem(nn.Module):
+    """One linear layer over concentric patches of several sizes. RaftMLP (2021), arXiv:2108.04384.
+
+    `(B, H, W, C_in)` to `(B, ceil(H / s), ceil(W / s), C_out)` with s the smallest size; a map that s does not divide
+    is first enlarged, bicubically, to the next multiple. The layer is computed as one convolution of the largest size,
+    with the weights of the smaller ones added in its middle.
+
+    Args:
+        in_dim, dim: channels before and after.
+        kernels: sides of the patches, multiples of the first, which is also the stride.
+    """
+
+    def __init__(self, in_dim: int, dim: int, *, kernels: Sequence[int] = (4,)) -> None:
+        super().__init__()
+        stride = kernels[0] if kernels else 0
+        if stride < 1 or min(kernels) < stride or any(k % stride or (k - stride) % 2 for k in kernels):
+            raise ConfigError(
+                f"stem.kernels: {list(kernels)} must start with the smallest, divide by it, and share its centre."
+            )
+        self.kernels, self.stride = list(kernels), stride
+        self.weights = nn.ParameterList(torch.empty(dim, in_dim, k, k) for k in kernels)
+        self.bias = nn.Parameter(torch.zeros(dim))
+        for weight in self.weights:
+            nn.init.trunc_normal_(weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 3, 1, 2)
+        height, width = x.shape[2:]
+        size = ceil(height / self.stride) * self.stride, ceil(width / self.stride) * self.stride
+        if size != (height, width):
+            x = F.interpolate(x, size=size, mode="bicubic", align_corners=False)
+        largest = max(self.kernels)
+        pads = ((largest - k) // 2 for k in self.kernels)
+        weight = sum(F.pad(w, (p, p, p, p)) for w, p in zip(self.weights, pads, strict=True))
+        y = F.conv2d(x, weight, self.bias, self.stride, (largest - self.stride) // 2)  # type: ignore[arg-type]
+        return y.permute(0, 2, 3, 1)
+
+    def out_size(self, size: tuple[int, int], *, key: str = "image_size") -> tuple[int, int]:
+        """The grid that comes out for a grid that goes in."""
+        return ceil(size[0] / self.stride), ceil(size[1] / self.stride)
+
+    def extra_repr(self) -> str:
+        return f"kernels={self.kernels}"
+
+
+@SHORTCUTS.register("grouped_conv")
+class GroupedConvShortcuts(nn.Module):
+    """The input of every stage from the second on is led past it and added to the inputs of later stages.
+
+    At every step a 2x2 convolution of stride 2, with one group for each channel, halves the grid and doubles the width.
+    What is led on is the input before anything was added to it. Strip-MLP (2023), arXiv:2307.11458.
+
+    Args:
+        dims: channels of each stage, each twice those of the stage before.
+
+    Raises:
+        ConfigError: other widths.
+    """
+
+    def __init__(self, dims: Sequence[int]) -> None:
+        super().__init__()
+        if any(b != 2 * a for a, b in pairwise(dims[1:])):
+            raise ConfigError(f"model.shortcut: the widths {list(dims)} must double from the second stage on.")
+        # convs[f"{source}_{target}"] leads the input of stage `source` from stage `target - 1` to stage `target`
+        self.convs = nn.ModuleDict(
+            {
+                f"{source}_{target}": nn.Conv2d(
+                    dims[target - 1], dims[target], 2, 2, groups=dims[target - 1], bias=False
+                )
+                for target in range(2, len(dims))
+                for source in range(1, target)
+            }
+        )
+
+    def forward(self, index: int, x: Tensor, carried: list[Tensor]) -> Tensor:
+        """The input of stage `index` with what has been led to it.
+
+        Args:
+            index: the stage.
+            x: its input `(B, H, W, C)`.
+            carried: what is led on, from the earlier stages; brought up to date in place.
+        """
+        if index == 0:
+            return x
+        for source in range(1, index):
+            moved = self.convs[f"{source}_{index}"](carried[source - 1].permute(0, 3, 1, 2))
+            carried[source - 1] = moved.permute(0, 2, 3, 1)
+        total = x
+        for path in carried:
+            total = total + path
+        carried.append(x)
+        return total

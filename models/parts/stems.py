@@ -1,0 +1,88 @@
+"""Stems and downsampling: convolutions between channels-last maps.
+
+Axis letters: B batch, H height, W width, C channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import ConfigError
+from ...schema import Parts
+from .norms import NORMS
+
+STEMS = Parts("stem", __name__)
+
+
+def conv_size(size: int, kernel_size: int, stride: int, padding: int) -> int:
+    """Length of an axis after a convolution."""
+    return (size + 2 * padding - kernel_size) // stride + 1
+
+
+@STEMS.register("conv")
+class ConvStem(nn.Module):
+    """A strided convolution with a norm before or after it, `(B, H, W, C_in)` to `(B, H', W', C_out)`.
+
+    The defaults are the stem of PoolFormer; a downsampling layer is the same part with other numbers.
+
+    Args:
+        in_dim, dim: channels before and after.
+        kernel_size, stride, padding: of the convolution.
+        norm: norm by name or mapping; None for none.
+        norm_first: the norm stands before the convolution (downsampling of CAFormer), not after it.
+        bias: bias of the convolution.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        dim: int,
+        *,
+        kernel_size: int = 7,
+        stride: int = 4,
+        padding: int = 2,
+        norm: Any = None,
+        norm_first: bool = False,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_dim, dim, kernel_size, stride, padding, bias=bias)
+        width = in_dim if norm_first else dim
+        self.norm = None if norm is None else NORMS.build(norm, width, key="stem.norm")
+        self.norm_first = norm_first
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.norm is not None and self.norm_first:
+            x = self.norm(x)
+        # contiguous() is free where the convolution already gives channels last, which it does for such an input
+        x = self.conv(x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last))
+        x = x.permute(0, 2, 3, 1).contiguous()
+        if self.norm is not None and not self.norm_first:
+            x = self.norm(x)
+        return x
+
+    def out_size(self, size: tuple[int, int], *, key: str = "image_size") -> tuple[int, int]:
+        """The grid that comes out for a grid that goes in.
+
+        Raises:
+            ConfigError: non-overlapping patches that do not divide the size, or nothing left of it.
+        """
+        kernel, stride, padding = self.conv.kernel_size[0], self.conv.stride[0], self.conv.padding[0]
+        if not isinstance(padding, int):
+            raise ConfigError(f"{key}: padding {padding!r} of the stem is not a number.")
+        if kernel == stride and padding == 0 and any(s % stride for s in size):
+            near = " or ".join(str(max(1, s // stride + d) * stride) for s in size[:1] for d in (0, 1))
+            raise ConfigError(
+                f"{key}: {size[0]}x{size[1]} cannot be divided into patches of {stride}x{stride}; "
+                f"use multiples of {stride}, e.g. {near}."
+            )
+        out = conv_size(size[0], kernel, stride, padding), conv_size(size[1], kernel, stride, padding)
+        if min(out) < 1:
+            raise ConfigError(
+                f"{key}: {size[0]}x{size[1]} is too small for a convolution of {kernel}, stride {stride}."
+            )
+        return out

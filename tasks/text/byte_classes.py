@@ -1,0 +1,224 @@
+"""Classification of texts by their bytes, as the Long Range Arena does it. Tay et al. (2020), arXiv:2011.04006.
+
+Axis letters: B batch, N bytes of a text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...errors import ConfigError
+from ..base import Batch
+from ..sequence.sequence import SequenceClassification, check_at_least
+from .corpora import TEXT_SUFFIXES, hub_column, king_james, load_hub, read_path, split_of
+
+Labelled = list[tuple[bytes, int]]
+
+# Where the sections of the King James Bible begin, by the first book's short name.
+_SECTIONS = {
+    "Ge": "law",
+    "Josh": "history",
+    "Job": "poetry",
+    "Isa": "major prophets",
+    "Hos": "minor prophets",
+    "Mat": "gospels and acts",
+    "Rom": "letters of Paul",
+    "Heb": "other letters and revelation",
+}
+
+
+class ByteClasses(SequenceClassification):
+    """Base of the tasks that classify texts: the ids are the bytes, V = 256; padding is the byte 0, on the right.
+
+    Longer texts are cut after `max_bytes`. Loss and accuracy are taken once per text.
+
+    A subclass gives `load`, which sets `classes`.
+
+    Args:
+        max_bytes: N.
+        use_mask: tell the model which tokens are padding; otherwise every text is padded to N.
+    """
+
+    vocab_size = 256
+
+    def __init__(self, *, max_bytes: int, use_mask: bool) -> None:
+        self.sequence_length = check_at_least(max_bytes, 1, key="task.max_bytes")
+        self.use_mask = use_mask
+        self._data: dict[str, Labelled] = {}
+
+    def load(self) -> dict[str, Labelled]:
+        """Texts with the numbers of their classes, for "train", "val" and maybe "test"."""
+        raise NotImplementedError
+
+    def open(self) -> None:
+        if self._data:
+            return
+        found = {
+            split: [(text[: self.sequence_length], label) for text, label in rows if text]
+            for split, rows in self.load().items()
+        }
+        for split, rows in found.items():
+            if not rows:
+                raise ConfigError(f"task: the split {split} holds no text.")
+        if len(self.classes) < 2:
+            raise ConfigError(f"task: there is only one class, {self.classes}.")
+        self._data = found
+
+    def splits(self) -> tuple[str, ...]:
+        return tuple(self._data)
+
+    def size(self, split: str) -> int:
+        return len(self._data[split])
+
+    def fetch(self, split: str, index: Tensor, *, train: bool, generator: torch.Generator) -> Batch:
+        rows = [self._data[split][i] for i in index.tolist()]
+        return {
+            **self.pad([np.frombuffer(text, np.uint8) for text, _ in rows], padding=0, masked=self.use_mask),
+            "target": torch.tensor([label for _, label in rows]),
+            "index": index,
+        }
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for split, rows in sorted(self._data.items()):
+            for text, label in rows:
+                digest.update(f"{split} {label} {len(text)} ".encode())
+                digest.update(text)
+        return digest.hexdigest()
+
+
+def _split_by_name(texts: list[tuple[str, bytes, int]]) -> dict[str, Labelled]:
+    found: dict[str, Labelled] = {"train": [], "val": [], "test": []}
+    for name, text, label in texts:
+        found[split_of(name)].append((text, label))
+    return found
+
+
+class KingJamesSections(ByteClasses, name="kjv_sections"):
+    """Which of eight sections of the King James Bible a passage is from, from law to the last letters.
+
+    The text is that of Debian's package `bible-kjv`. A passage is as many whole verses of one chapter, one after
+    another, as fit into `max_bytes`. A hash of the chapter's name decides its split: about 90% / 5% / 5%.
+
+    Args:
+        max_bytes, use_mask: see `ByteClasses`.
+    """
+
+    def __init__(self, *, max_bytes: int = 512, use_mask: bool = True) -> None:
+        super().__init__(max_bytes=max_bytes, use_mask=use_mask)
+
+    def load(self) -> dict[str, Labelled]:
+        self.classes = list(_SECTIONS.values())
+        section, found = -1, {"train": [], "val": [], "test": []}
+        for name, content in king_james():
+            book = name.rstrip("0123456789")
+            if book in _SECTIONS:
+                section = list(_SECTIONS).index(book)
+            passages = [b""]
+            for verse in content.splitlines(keepends=True):
+                if passages[-1] and len(passages[-1]) + len(verse) > self.sequence_length:
+                    passages.append(b"")
+                passages[-1] += verse
+            found[split_of(name)] += [(passage, section) for passage in passages]
+        return found
+
+
+class FolderClasses(ByteClasses, name="text_folder"):
+    """Texts in folders by class: `root/train/CLASS/*.txt` and `root/val/CLASS/*.txt`, maybe `root/test/...`.
+
+    Without these folders, `root/CLASS/*.txt`, where a hash of a file's path decides its split: about 90% / 5% / 5%.
+
+    Args:
+        root: the folder.
+        suffixes: of the files that count.
+        max_bytes, use_mask: see `ByteClasses`.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        suffixes: list[str] = list(TEXT_SUFFIXES),  # noqa: B006 - read only
+        max_bytes: int = 1024,
+        use_mask: bool = True,
+    ) -> None:
+        super().__init__(max_bytes=max_bytes, use_mask=use_mask)
+        self.root, self.suffixes = Path(root).expanduser(), tuple(s.lower() for s in suffixes)
+
+    def _read(self, folder: Path) -> list[tuple[str, bytes, int]]:
+        found = []
+        for label, name in enumerate(self.classes):
+            documents = read_path(folder / name, self.suffixes, key="task.root")
+            found += [(f"{name}/{d.name}", d.content, label) for d in documents]
+        return found
+
+    def load(self) -> dict[str, Labelled]:
+        if not self.root.is_dir():
+            raise ConfigError(f"task.root: there is no folder {self.root}.")
+        parts = [split for split in ("train", "val", "test") if (self.root / split).is_dir()]
+        base = self.root / "train" if parts else self.root
+        self.classes = sorted(p.name for p in base.iterdir() if p.is_dir())
+        if not self.classes:
+            raise ConfigError(f"task.root: {base} holds no folders, one for each class.")
+        if not parts:
+            return _split_by_name(self._read(self.root))
+        for needed in ("train", "val"):
+            if needed not in parts:
+                raise ConfigError(f"task.root: {self.root} has {', '.join(parts)}, but no folder {needed}.")
+        return {split: [(text, label) for _, text, label in self._read(self.root / split)] for split in parts}
+
+
+class HubClasses(ByteClasses, name="hf_text_classes"):
+    """A labelled text data set of the Hugging Face hub; by default IMDB, which the Long Range Arena takes.
+
+    Needs the package `datasets` (`pip install "mixerzoo[text]"`).
+
+    Args:
+        dataset: its name on the hub, or a folder that `datasets.load_dataset` reads.
+        config: its configuration.
+        text_key, label_key: columns of the texts and of the labels, which are integers from 0 on.
+        train_split, val_split, test_split: its splits. Without `val_split` a hash of the row's number keeps about
+            10% of the training texts apart for validation. `test_split` may be None.
+        max_bytes, use_mask: see `ByteClasses`.
+    """
+
+    def __init__(
+        self,
+        *,
+        dataset: str = "stanfordnlp/imdb",
+        config: str | None = None,
+        text_key: str = "text",
+        label_key: str = "label",
+        train_split: str = "train",
+        val_split: str | None = None,
+        test_split: str | None = "test",
+        max_bytes: int = 4096,
+        use_mask: bool = True,
+    ) -> None:
+        super().__init__(max_bytes=max_bytes, use_mask=use_mask)
+        self.dataset, self.config, self.text_key, self.label_key = dataset, config, text_key, label_key
+        self.named = {"train": train_split, "val": val_split, "test": test_split}
+
+    def _read(self, split: str) -> Labelled:
+        table = load_hub(self.dataset, self.config, split)
+        texts = hub_column(table, self.text_key, key="task.text_key")
+        labels = hub_column(table, self.label_key, key="task.label_key")
+        for row, label in enumerate(labels):
+            if not isinstance(label, int) or label < 0:
+                raise ConfigError(f"task.label_key: row {row} of {split} has the label {label!r}, not a class number.")
+        return [(text.encode(), label) for text, label in zip(texts, labels, strict=True)]
+
+    def load(self) -> dict[str, Labelled]:
+        found = {split: self._read(name) for split, name in self.named.items() if name is not None}
+        if "val" not in found:
+            kept_apart = [split_of(str(i)) != "train" for i in range(len(found["train"]))]
+            rows = list(zip(found["train"], kept_apart, strict=True))
+            found = {**found, "train": [r for r, apart in rows if not apart], "val": [r for r, apart in rows if apart]}
+        number = 1 + max((label for rows in found.values() for _, label in rows), default=0)
+        self.classes = [str(i) for i in range(number)]
+        return found

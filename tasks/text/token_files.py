@@ -1,0 +1,106 @@
+"""Language modelling over memory-mapped files of token ids, as tokenisers of large corpora write them.
+
+Axis letters: B windows of a batch, N tokens of a window, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+from torch import Tensor
+
+from ...errors import ConfigError
+from ..sequence.sequence import check_at_least
+from .text import Splits, Windows
+
+
+class TokenFiles(Windows, name="token_bin"):
+    """Token ids of `.bin` files: one array of little-endian integers without a header, mapped, not read into memory.
+
+    `loss`, nats per token, is the primary metric; its positions are those of `Windows`.
+
+    Args:
+        train: file of the training tokens.
+        val: file of the validation tokens; None takes the last `val_fraction` of `train`.
+        test: file of the test tokens; None for no test split.
+        dtype: of the files.
+        vocab_size: number of ids; a larger id in the data is an error.
+        val_fraction: see `val`.
+        eval_tokens: most tokens of validation and of test, from their beginning; None for all.
+        separator: id that ends a document, needed for `packed`.
+        sequence_length, eval_stride, packed, objective, mask_fraction: see `Windows`.
+
+    Raises:
+        ConfigError: a file that is missing, empty or not a whole number of tokens; an id out of range; `packed` without
+            a separator.
+    """
+
+    metric: ClassVar[str] = "loss"
+    higher_is_better: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        *,
+        train: str,
+        vocab_size: int,
+        val: str | None = None,
+        test: str | None = None,
+        dtype: Literal["uint16", "uint32"] = "uint16",
+        val_fraction: float = 0.01,
+        eval_tokens: int | None = None,
+        separator: int | None = None,
+        sequence_length: int = 1024,
+        eval_stride: int | None = None,
+        packed: bool = False,
+        objective: Literal["causal_lm", "masked_lm"] = "causal_lm",
+        mask_fraction: float = 0.15,
+    ) -> None:
+        super().__init__(
+            sequence_length=sequence_length,
+            eval_stride=eval_stride,
+            packed=packed,
+            objective=objective,
+            mask_fraction=mask_fraction,
+        )
+        self.files = {"train": train, "val": val, "test": test}
+        self.tokens_in_data = check_at_least(vocab_size, 2, key="task.vocab_size")
+        self.dtype = np.dtype(dtype).newbyteorder("<")
+        if not 0 < val_fraction < 1:
+            raise ConfigError(f"task.val_fraction: {val_fraction!r} is not in (0, 1).")
+        self.val_fraction = val_fraction
+        self.eval_tokens = None if eval_tokens is None else check_at_least(eval_tokens, 2, key="task.eval_tokens")
+        if packed and separator is None:
+            raise ConfigError("task.separator: task.packed needs the id that ends a document.")
+        if separator is not None and not 0 <= separator < vocab_size:
+            raise ConfigError(f"task.separator: {separator} is not an id of the vocabulary, [0, {vocab_size}).")
+        self.separator = separator
+
+    def _map(self, split: str, name: str) -> np.ndarray:
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise ConfigError(f"task.{split}: there is no file {path}.")
+        size = path.stat().st_size
+        if size == 0 or size % self.dtype.itemsize:
+            raise ConfigError(
+                f"task.{split}: {path} has {size:,} bytes, not a whole number of {self.dtype.name} tokens (task.dtype)."
+            )
+        return np.memmap(path, self.dtype, mode="r")
+
+    def load(self) -> Splits:
+        streams = {split: self._map(split, name) for split, name in self.files.items() if name is not None}
+        if "val" not in streams:
+            whole = streams["train"]
+            cut = len(whole) - max(1, round(len(whole) * self.val_fraction))
+            streams = {**streams, "train": whole[:cut], "val": whole[cut:]}
+        return {s: stream if s == "train" else stream[: self.eval_tokens] for s, stream in streams.items()}
+
+    def check(self, tokens: Tensor, begin: Tensor) -> None:
+        if int(tokens.max()) < self.tokens_in_data:
+            return
+        row, column = divmod(int(tokens.argmax()), tokens.shape[1])
+        raise ConfigError(
+            f"task.vocab_size: the token {int(tokens.max())} at place {int(begin[row]) + column} of the data is not "
+            f"below {self.tokens_in_data}. Is task.dtype={self.dtype.name} right?"
+        )

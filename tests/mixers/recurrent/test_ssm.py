@@ -1,0 +1,156 @@
+"""Mamba-1 and Mamba-2 against transformers' numbers, their published initial values, and the contract."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from mixerzoo.errors import ConfigError
+from mixerzoo.mixers.recurrent.ssm import Mamba, Mamba2
+from mixerzoo.mixers.state import state_bytes
+from mixerzoo.tests.mixers import sequence_checks as checks
+from mixerzoo.tests.utils import load_golden, relative_error
+from mixerzoo.training.cost import measure_activation_bytes
+
+
+def from_mamba1(kwargs):
+    return Mamba(
+        kwargs["hidden_size"],
+        d_state=kwargs["state_size"],
+        d_conv=kwargs["conv_kernel"],
+        expand=kwargs["expand"],
+        dt_rank=kwargs["time_step_rank"],
+        bias=kwargs["use_bias"],
+        conv_bias=kwargs["use_conv_bias"],
+    )
+
+
+def from_mamba2(kwargs):
+    return Mamba2(
+        kwargs["hidden_size"],
+        d_state=kwargs["state_size"],
+        d_conv=kwargs["conv_kernel"],
+        expand=kwargs["expand"],
+        head_dim=kwargs["head_dim"],
+        ngroups=kwargs["n_groups"],
+        bias=kwargs["use_bias"],
+        conv_bias=kwargs["use_conv_bias"],
+        dt_limit=tuple(map(float, kwargs["time_step_limit"])),
+        norm_eps=kwargs["layer_norm_epsilon"],
+    )
+
+
+@pytest.mark.parametrize("name", ["mamba1_mixer", "mamba1_mixer_padmask", "mamba2_mixer", "mamba2_mixer_padmask"])
+def test_golden(name):
+    golden = load_golden(name)
+    mixer = (from_mamba1 if name.startswith("mamba1") else from_mamba2)(golden.kwargs)
+    mixer.load_state_dict(mixer.convert_official(golden.params))
+    x = golden["input.hidden_states"].clone().requires_grad_()
+    mask = golden.tensors.get("input.attention_mask")
+    y = mixer(x, mask=None if mask is None else mask.bool())
+    assert relative_error(y, golden["output"]) < 1e-5
+    (y * golden["cotangent"]).sum().backward()
+    assert relative_error(x.grad, golden["grad.input.hidden_states"]) < 2e-5
+    expected = mixer.convert_official(golden.group("grad.param"))
+    assert set(expected) == {n for n, _ in mixer.named_parameters()}
+    for parameter, value in mixer.named_parameters():
+        assert relative_error(value.grad, expected[parameter]) < 2e-5, parameter
+
+
+VARIANTS = {
+    "mamba": lambda: Mamba(16, d_state=4),
+    "mamba_k2": lambda: Mamba(16, d_state=4, d_conv=2, bias=True, conv_bias=False),
+    "mamba_k1": lambda: Mamba(16, d_state=4, d_conv=1),
+    "mamba2": lambda: Mamba2(16, d_state=8, head_dim=8),
+    "mamba2_groups": lambda: Mamba2(16, d_state=4, head_dim=4, ngroups=2, dt_limit=(0.01, 0.3), bias=True),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_contract(variant):
+    mixer = checks.perturb(VARIANTS[variant]())
+    checks.check_causal(mixer, 16)
+    checks.check_streaming(mixer, 16)
+    checks.check_padding(mixer, 16)
+    checks.check_padded_prefill(mixer, 16)
+    checks.check_packing(mixer, 16)
+
+
+def test_mamba_initial_values():
+    torch.manual_seed(0)
+    mixer = Mamba(64)
+    assert torch.allclose(-mixer.A_log.exp(), -torch.arange(1.0, 17.0).expand(128, 16))
+    assert bool((mixer.D == 1).all())
+    dt = torch.nn.functional.softplus(mixer.dt_proj.bias)
+    assert float(dt.min()) >= 0.00099
+    assert float(dt.max()) <= 0.1001
+    # log-uniform: half of the steps lie below the geometric mean of the range
+    assert abs(float((dt < 0.01).float().mean()) - 0.5) < 0.15
+    assert float(mixer.dt_proj.weight.abs().max()) <= 0.5
+    assert mixer.no_weight_decay() == {"A_log", "D", "dt_proj.bias", "conv1d.bias"}
+
+
+def test_mamba2_initial_values():
+    torch.manual_seed(0)
+    mixer = Mamba2(1024)
+    a = mixer.A_log.exp()
+    assert float(a.min()) >= 1.0
+    assert float(a.max()) <= 16.0
+    assert abs(float(a.mean()) - 8.5) < 2.5
+    dt = torch.nn.functional.softplus(mixer.dt_bias)
+    assert float(dt.min()) >= 0.00099
+    assert float(dt.max()) <= 0.1001
+    assert bool((mixer.D == 1).all())
+    assert bool((mixer.norm.weight == 1).all())
+    assert mixer.no_weight_decay() == {"A_log", "D", "dt_bias", "conv1d.bias", "norm.weight"}
+
+
+def test_state_size():
+    assert state_bytes(Mamba(32).init_state(2)) == 2 * (64 * 16 * 4 + 3 * 64 * 4)
+    assert state_bytes(Mamba2(32, d_state=16).init_state(2)) == 2 * (64 * 16 * 4 + 3 * (64 + 32) * 4)
+
+
+def test_half_precision_keeps_the_state_in_float32():
+    mixer = Mamba2(16, d_state=8, head_dim=8).to(torch.bfloat16)
+    x = torch.randn(1, 9, 16, dtype=torch.bfloat16)
+    y, state = mixer.prefill(x)
+    assert y.dtype == torch.bfloat16
+    assert state.ssm.dtype == torch.float32
+    y_t, state = mixer.step(x[:, 0], state)
+    assert y_t.dtype == torch.bfloat16
+    assert state.ssm.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("build", "match"),
+    [
+        (lambda: Mamba(16, d_state=0), "d_state"),
+        (lambda: Mamba(16, dt_min=-1.0), "dt_min"),
+        (lambda: Mamba2(16, head_dim=5), "head_dim"),
+        (lambda: Mamba2(16, head_dim=8, ngroups=3), "ngroups"),
+    ],
+)
+def test_errors(build, match):
+    with pytest.raises(ConfigError, match=match):
+        build()
+
+
+def test_default_head_dim_divides():
+    assert Mamba2(32).head_dim == 64
+    assert Mamba2(48).head_dim == 48
+    assert Mamba2(1024).head_dim == 64
+    assert math.prod((Mamba2(53).head_dim, Mamba2(53).num_heads)) == 106
+
+
+@pytest.mark.parametrize("build", [Mamba, Mamba2])
+def test_training_memory_does_not_hold_the_states(build):
+    """What a step keeps grows with L x dim: four times the states add little, twice the length doubles it."""
+
+    def kept(length, d_state):
+        return measure_activation_bytes(build(64, d_state=d_state), torch.randn(1, length, 64))
+
+    base = kept(1024, 16)
+    assert kept(2048, 16) < 2.1 * base
+    # B and C have d_state numbers per token; the states would have d_state x 128, five times what is kept
+    assert kept(1024, 64) < 1.5 * base

@@ -1,0 +1,1 @@
+"""Tools for developers of mixerzoo, run from a checkout; not shipped."""

@@ -1,0 +1,71 @@
+"""Write the tables of `docs/kernels.md`: `python -m mixerzoo.tools.kernel_docs [--roofline]`.
+
+The traffic table is measured anew in Triton's interpreter (about two minutes); `--roofline` rewrites only the table of
+costs, which is arithmetic.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+
+from mixerzoo.kernels.common.costs import GPUS
+from mixerzoo.kernels.common.discovery import find_cases, find_rooflines
+from mixerzoo.tools.traffic import DOCUMENT, measure, run_interpreted
+
+
+def traffic_table() -> str:
+    """Every case: launches, bytes, and ratios to what must be."""
+    lines = ["| case | launches | bytes | by compulsory bytes | matmul flops by minimal |", "|---|---|---|---|---|"]
+    return "\n".join(lines + [measure(name, case).row() for name, case in find_cases().items()])
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1e6:.3g} µs" if seconds < 1e-3 else f"{seconds * 1e3:.3g} ms"
+
+
+def roofline_table() -> str:
+    """Every op at model size: compulsory bytes, flops, intensity, and the floor on each GPU."""
+    floors = " | ".join(f"floor on {gpu}" for gpu in GPUS)
+    lines = [
+        f"| op | size | MB | matmul Gflop | other Gflop | flops per byte | {floors} |",
+        "|---|---|---|---|---|---|" + "---|" * len(GPUS),
+    ]
+    for c in find_rooflines():
+        bounds = " | ".join(f"{_time(seconds)} ({what})" for seconds, what in (c.floor(gpu) for gpu in GPUS))
+        lines.append(
+            f"| {c.label} | {c.size} | {c.bytes / 1e6:.1f} | {c.matmul / 1e9:.2f} | {c.other / 1e9:.2f} | "
+            f"{c.intensity:.1f} | {bounds} |"
+        )
+    return "\n".join(lines)
+
+
+def replaced(text: str, section: str, table: str) -> str:
+    """`text` with the table between the marks of `section` replaced.
+
+    Raises:
+        ValueError: when the marks are not there.
+    """
+    begin, end = f"<!-- {section}:begin -->", f"<!-- {section}:end -->"
+    if begin not in text or end not in text:
+        raise ValueError(f"the marks {begin} and {end} are missing")
+    return re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n{table}\n{end}", text, flags=re.DOTALL)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m mixerzoo.tools.kernel_docs", description="Rewrite kernels.md.")
+    parser.add_argument("--roofline", action="store_true", help="only the table of costs")
+    options = parser.parse_args(arguments)
+    text = replaced(DOCUMENT.read_text(), "roofline", roofline_table())
+    if not options.roofline:
+        text = replaced(text, "traffic", traffic_table())
+    DOCUMENT.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    run_interpreted("mixerzoo.tools.kernel_docs")
+    sys.exit(main())

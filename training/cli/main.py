@@ -1,0 +1,157 @@
+"""The command `train.py`, also installed as `mixerzoo-train`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from ...errors import ConfigError
+
+# Hydra answers these itself.
+_HYDRA_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
+
+
+def _complain(error: ConfigError) -> None:
+    rank = os.environ.get("RANK")
+    print(f"error{f' (process {rank})' if rank else ''}: {error}", file=sys.stderr)
+
+
+def _resume_path(overrides: Sequence[str]) -> str | None:
+    """The folder of `resume=FOLDER`, if that is what is asked.
+
+    Raises:
+        ConfigError: other settings beside it; a continued run keeps its own.
+    """
+    given = [text for text in overrides if text.startswith("resume=")]
+    value = given[-1].partition("=")[2].strip("'\"") if given else "null"
+    if value in ("null", "auto", ""):
+        return None
+    others = [text for text in overrides if not text.startswith(("resume=", "progress=", "tracker="))]
+    if others:
+        raise ConfigError(
+            f"resume: a continued run keeps its own configuration; leave out {', '.join(others)}. "
+            "(resume=auto takes the whole command line of the run instead.)"
+        )
+    return value
+
+
+def _resumed(folder: str, overrides: Sequence[str]) -> Any:
+    from pathlib import Path
+
+    from ..config import parse
+    from ..run_folder import read_config
+    from .compose import parse_overrides
+
+    values = read_config(Path(folder)) | {"resume": folder}
+    for override in parse_overrides(overrides):
+        if override.key_or_group in ("progress", "tracker"):
+            values[override.key_or_group] = override.value()
+    return parse(values)
+
+
+def _sweep(overrides: Sequence[str]) -> None:
+    """Refuse a sweep before it starts if any of its runs would be refused."""
+    from ..run import check
+    from .compose import compose_rewritten, sweep_jobs
+
+    for job in sweep_jobs(overrides) or ():
+        try:
+            check(compose_rewritten(job))
+        except ConfigError as error:
+            raise ConfigError(f"{error} (in the run {' '.join(job) or 'of the defaults'})") from error
+
+
+def _start(arguments: Sequence[str]) -> int:
+    from .compose import compose_rewritten, register_groups, rewrite
+
+    overrides = [a for a in arguments if not a.startswith("-")]
+    flags = [a for a in arguments if a.startswith("-")]
+    if any(flag.split("=")[0] in _HYDRA_FLAGS for flag in flags):
+        register_groups()
+        _hydra(list(arguments), [])
+        return 0
+    for flag in flags:
+        if flag not in ("-m", "--multirun"):
+            raise ConfigError(
+                f"{flag}: there is no such option. Settings are written key=value; -m runs a sweep; --help shows all."
+            )
+    if any(text.startswith(("ablation=", "ablation.")) for text in overrides):
+        from ..ablation.sweep import main as ablate
+
+        return ablate(overrides)
+    if any(text.startswith("search.") for text in overrides):
+        from ..ablation.search import search
+
+        return search(overrides)
+    folder = _resume_path(overrides)
+    if folder is not None:
+        from ..run import run
+
+        run(_resumed(folder, overrides))
+        return 0
+    register_groups()
+    rewritten = rewrite(overrides)
+    if flags:
+        _sweep(rewritten)
+    else:
+        compose_rewritten(rewritten)
+    failures: list[ConfigError] = []
+    _hydra([*flags, *rewritten], failures)
+    return 2 if failures else 0
+
+
+def _hydra(arguments: list[str], failures: list[ConfigError]) -> None:
+    """Hand over to Hydra, which composes again and runs once, or once per combination of a sweep."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+
+    from ..config import CONFIGS
+    from ..run import run
+    from .compose import finalise
+
+    def job(config: Any) -> float | None:
+        settings = HydraConfig.get()
+        try:
+            summary = run(finalise(config, dict(settings.runtime.choices), list(settings.overrides.task)))
+        except ConfigError as error:  # one run that fails does not take the rest of a sweep with it
+            _complain(error)
+            failures.append(error)
+            return None
+        return summary["value"]
+
+    before = sys.argv
+    sys.argv = [before[0], *arguments]
+    try:
+        hydra.main(config_path=str(CONFIGS), config_name="train", version_base="1.3")(job)()
+    finally:
+        sys.argv = before
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 2 a mistake of the user or a loss that is not finite, 130/143 interrupted.
+
+    Args:
+        arguments: without the program's name; by default those of the process.
+    """
+    from ..loop import Interrupted
+
+    try:
+        code = _start(sys.argv[1:] if arguments is None else arguments)
+    except ConfigError as error:
+        _complain(error)
+        code = 2
+    except Interrupted as stop:
+        given = sys.argv[1:] if arguments is None else arguments
+        again = (
+            "the same command" if any(a.startswith(("ablation", "search.")) for a in given) else f"resume={stop.folder}"
+        )
+        again = again if " " in again else f"python train.py {again}"
+        print(f"stopped at step {stop.step} and saved. Continue with: {again}", file=sys.stderr)
+        code = 128 + stop.number
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 128 + signal.SIGINT
+    sys.exit(code)
