@@ -24,8 +24,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mixerzoo.errors import ConfigError, unknown
-from mixerzoo.kernels.common.discovery import Case, find_cases
+from ..errors import ConfigError, unknown
+from ..kernels.common.discovery import Case, find_cases
 
 # bytes of shared memory that one program may take: CUDA C Programming Guide, compute capabilities; AMD: the LDS
 SHARED_MEMORY = {"sm_80": 166912, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}

@@ -11,9 +11,9 @@ import re
 import sys
 from collections.abc import Sequence
 
-from mixerzoo.kernels.common.costs import GPUS
-from mixerzoo.kernels.common.discovery import find_cases, find_rooflines
-from mixerzoo.tools.traffic import DOCUMENT, measure, run_interpreted
+from ..kernels.common.costs import GPUS
+from ..kernels.common.discovery import find_cases, find_rooflines
+from .traffic import DOCUMENT, measure, run_interpreted
 
 
 def traffic_table() -> str:

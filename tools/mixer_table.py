@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mixerzoo.mixers.base import Mixer
-from mixerzoo.mixers.registry import list_mixers, mixer_class, mixer_options
+from ..mixers.base import Mixer
+from ..mixers.registry import list_mixers, mixer_class, mixer_options
 
 PATH = Path(__file__).resolve().parent.parent / "docs" / "mixers.md"
 

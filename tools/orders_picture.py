@@ -16,8 +16,9 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from mixerzoo.mixers import Grid, create_mixer
 from torch import Tensor
+
+from ..mixers import Grid, create_mixer
 
 DIM = 32
 PLANE, CLIP = (15, 15), (5, 9, 9)
@@ -77,7 +78,8 @@ def draw(path: Path, *, mixer: str, seeds: int) -> None:
     """Write the picture."""
     figure = Figure(figsize=(11, 11.5), dpi=80, layout="constrained")
     FigureCanvasAgg(figure)
-    upper, lower = figure.subfigures(2, 1, height_ratios=(3, 2.6))
+    parts: Any = figure.subfigures(2, 1, height_ratios=(3, 2.6))
+    upper, lower = parts
     panels = upper.subplots(3, 4).flatten()
     image = None
     for axes, (title, order) in zip(panels, PLANES, strict=True):

@@ -24,8 +24,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mixerzoo.errors import ConfigError
-from mixerzoo.kernels.common.discovery import Case, find_cases
+from ..errors import ConfigError
+from ..kernels.common.discovery import Case, find_cases
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "kernels.md"
 SLACK = 1.002  # of the documented ratios, which are rounded to three digits
