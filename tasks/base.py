@@ -130,8 +130,20 @@ class Task:
         return batch
 
     def loss(self, model: Forward, batch: Batch) -> Tensor:
-        """The training loss, a scalar: the mean over the batch's samples (or positions)."""
+        """The training loss, a scalar: the mean over the batch's `targets`; 0, with a gradient, where there are none.
+
+        The loop weighs the losses of the parts of an optimizer step, accumulated or of other processes, by their
+        targets, so that the step has the loss of the whole batch however it is divided.
+        """
         raise NotImplementedError
+
+    def targets(self, batch: Batch) -> Tensor:
+        """What `loss` is a mean over, as a number: a scalar of the batch's device; by default its samples.
+
+        Called with what `fetch` gave, before `augment`. A task whose samples have different numbers of targets says so
+        here.
+        """
+        return torch.tensor(batch["index"].shape[0], device=batch["index"].device)
 
     def count(self, batch: Batch) -> int:
         """Number of `unit`s in a batch."""

@@ -198,15 +198,23 @@ class Trainer:
         return self.step > 0 and (self.step % self.eval_steps == 0 or self.step == self.total)
 
     def _train_step(self, parts: list[Batch]) -> tuple[float, bool]:
-        """One optimizer step; returns its mean loss and whether a signal came, both over all processes."""
+        """One optimizer step; returns its loss and whether a signal came, both over all processes.
+
+        The loss, and so the gradient, is the mean over the targets of the whole step: a part with few of them counts
+        little.
+        """
         self.model.train()
         # what dropout, stochastic depth and mixing draw in this step depends on nothing that came before it
         seed_globally(self.config.seed, "step", self.step, self.accelerator.process_index)
+        counts = torch.stack([self.task.targets(batch).to(self.accelerator.device) for batch in parts])
+        targets = self._over_processes(counts.sum()).clamp_min(1)
+        # gradients of processes are averaged, not summed
+        shares = counts * self.accelerator.num_processes / targets
         total = torch.zeros((), device=self.accelerator.device)
         for i, batch in enumerate(parts):
             last = i == len(parts) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss = self.task.loss(self.model, self.task.augment(batch)) / len(parts)
+                loss = self.task.loss(self.model, self.task.augment(batch)) * shares[i]
                 total += loss.detach()
                 self.accelerator.backward(loss)
         mean, stop = self._agree(total)
@@ -220,9 +228,14 @@ class Trainer:
         self.schedule.step_update(self.step)
         if self.ema is not None:
             self.ema.update(self.raw, step=self.step)
-        self.loss_sum += mean
-        self.loss_count += 1
+        self.loss_sum += mean * int(targets)
+        self.loss_count += int(targets)
         return mean, stop
+
+    def _over_processes(self, value: torch.Tensor) -> torch.Tensor:
+        if self.accelerator.num_processes == 1:
+            return value
+        return self.accelerator.reduce(value, reduction="sum")
 
     def _agree(self, loss: torch.Tensor) -> tuple[float, bool]:
         stop = self.interrupts.received is not None

@@ -106,7 +106,11 @@ class TokenPrediction(SequenceTask):
         return self.run(model, batch)[keep], batch["target"][keep]
 
     def loss(self, model: Forward, batch: Batch) -> Tensor:
-        return F.cross_entropy(*self._chosen(model, batch))
+        logits, target = self._chosen(model, batch)
+        return F.cross_entropy(logits, target, reduction="sum") / max(1, target.numel())
+
+    def targets(self, batch: Batch) -> Tensor:
+        return (batch["target"] != IGNORE).sum()
 
     def metrics(self) -> dict[str, Any]:
         from torchmetrics import MeanMetric
