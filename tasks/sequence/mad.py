@@ -5,6 +5,8 @@ Axis letters: B sequences, N tokens of a sequence, V vocabulary.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 from ...errors import ConfigError
@@ -112,9 +114,15 @@ class FuzzyInContextRecall(Generated, name="mad_fuzzy_in_context_recall"):
     """Fuzzy in-context recall: keys and values of several tokens. MAD (2024), arXiv:2403.17844.
 
     Keys and values are tuples of distinct tokens, of sizes that vary in training; keys of validation and test have the
-    largest size. Pairs are written one after another as long as the final pair fits in any case, and the sequence is
-    padded on the left. Targets as in `InContextRecall`; in validation and test they are all tokens of the value of a
-    key that came before (the first one at the key's last token).
+    largest size. Pairs are written one after another, and the sequence is padded on the left. Targets as in
+    `InContextRecall`; in validation and test they are all tokens of the value of a key that came before (the first one
+    at the key's last token).
+
+    `stopping` says when no further pair is written. "mad_lab", as the published code does: the final pair is drawn
+    first, and pairs follow while fewer than N - (its size) - (size of the longest pair) tokens are there. The published
+    code promises that the final key comes before, but in some sequences its place is drawn too late; here it always
+    does. "reserve": a pair follows as long as it and the final pair fit at their longest; the final key is one of those
+    that came.
 
     Args:
         vocab_size: V. Padding is V - 1 (V - 2 with `multi_query=false`, where V - 1 stands before the final key).
@@ -122,6 +130,7 @@ class FuzzyInContextRecall(Generated, name="mad_fuzzy_in_context_recall"):
         k_motif_size: longest key.
         v_motif_size: longest value.
         multi_query: ask at every repeated key, not only at the end.
+        stopping: see above.
         num_train, num_eval, seed: see `Generated`.
 
     Raises:
@@ -136,6 +145,7 @@ class FuzzyInContextRecall(Generated, name="mad_fuzzy_in_context_recall"):
         k_motif_size: int = 3,
         v_motif_size: int = 3,
         multi_query: bool = True,
+        stopping: Literal["mad_lab", "reserve"] = "mad_lab",
         num_train: int = 12_800,
         num_eval: int = 1_280,
         seed: int = 0,
@@ -151,6 +161,7 @@ class FuzzyInContextRecall(Generated, name="mad_fuzzy_in_context_recall"):
         check_at_least(sequence_length, room, key="task.sequence_length", why="one pair and the final one")
         self.vocab_size, self.sequence_length = vocab_size, sequence_length
         self.k_motif_size, self.v_motif_size, self.multi_query = k_motif_size, v_motif_size, multi_query
+        self.stopping = stopping
 
     def generate(self, split: str, count: int, rng: np.random.RandomState) -> Arrays:
         return fuzzy_recall(
@@ -160,6 +171,7 @@ class FuzzyInContextRecall(Generated, name="mad_fuzzy_in_context_recall"):
             k_motif_size=self.k_motif_size,
             v_motif_size=self.v_motif_size,
             multi_query=self.multi_query,
+            stopping=self.stopping,
             train_targets=split == "train",
             rng=rng,
         )

@@ -86,6 +86,52 @@ def _draw_motifs(rng: np.random.RandomState, rows: int, longest: int, smallest: 
     return np.where(np.arange(longest) < size[:, None], motif, -1)
 
 
+class _Rows:
+    """Sequences that grow pair by pair: tokens and targets (B, N + 1), and the pairs that were written.
+
+    Args:
+        count: B.
+        width: N + 1.
+        steps: most pairs of a sequence.
+        key_size, value_size: tokens of the longest key and value.
+    """
+
+    def __init__(self, count: int, width: int, steps: int, key_size: int, value_size: int) -> None:
+        self.every = np.arange(count)
+        self.tokens, self.targets = np.zeros((count, width), np.int64), np.full((count, width), IGNORE, np.int64)
+        self.filled = np.zeros(count, np.int64)
+        self.keys = np.full((count, steps, key_size), -2, np.int64)
+        self.values = np.full((count, steps, value_size), -1, np.int64)
+        self.new = np.zeros((count, steps), bool)  # the first time that a key comes
+
+    def append(self, row: np.ndarray, motif: np.ndarray, asked: np.ndarray) -> None:
+        """Write a motif (R, size), -1 behind it, to some rows (R,); where `asked` (R,), it is a target."""
+        for i in range(motif.shape[1]):
+            some = motif[:, i] >= 0
+            place = self.filled[row[some]] + i
+            self.tokens[row[some], place] = motif[some, i]
+            self.targets[row[some], place] = np.where(asked[some], motif[some, i], IGNORE)
+        self.filled[row] += (motif >= 0).sum(1)
+
+    def pair(self, row: np.ndarray, step: int, key: np.ndarray, value: np.ndarray, *, ask: bool) -> None:
+        """Write a key and its value, which is that of the first time, and, if `ask`, a target from the second on."""
+        same = (self.keys[row, :step] == key[:, None]).all(-1)
+        seen = same.any(1)
+        if step:
+            value = np.where(seen[:, None], self.values[row, same.argmax(1)], value)
+        self.append(row, key, np.zeros(len(row), bool))
+        self.append(row, value, seen if ask else np.zeros(len(row), bool))
+        self.keys[row, step], self.values[row, step], self.new[row, step] = key, value, ~seen
+
+    def padded(self, padding: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and targets with the padding on the left."""
+        width = self.tokens.shape[1]
+        source = np.arange(width) - (width - self.filled)[:, None]
+        pad, source = source < 0, source.clip(0)
+        tokens, targets = (np.take_along_axis(a, source, 1) for a in (self.tokens, self.targets))
+        return np.where(pad, padding, tokens), np.where(pad, IGNORE, targets)
+
+
 def fuzzy_recall(
     count: int,
     *,
@@ -94,53 +140,51 @@ def fuzzy_recall(
     k_motif_size: int,
     v_motif_size: int,
     multi_query: bool,
+    stopping: str,
     train_targets: bool,
     rng: np.random.RandomState,
 ) -> Arrays:
     """Sequences of fuzzy in-context recall; see `FuzzyInContextRecall`."""
     normal = vocab_size - (1 if multi_query else 2)
     smallest = 1 if train_targets else k_motif_size
-    longest, width = k_motif_size + v_motif_size, sequence_length + 1
-    rows, steps = np.arange(count), sequence_length // 2
-    tokens, targets = np.zeros((count, width), np.int64), np.full((count, width), IGNORE, np.int64)
-    filled = np.zeros(count, np.int64)
-    # what was written so far; new: the first time that a key comes
-    keys = np.full((count, steps, k_motif_size), -2, np.int64)
-    values = np.full((count, steps, v_motif_size), -1, np.int64)
-    new = np.zeros((count, steps), bool)
+    longest = k_motif_size + v_motif_size
 
-    def append(row: np.ndarray, motif: np.ndarray, asked: np.ndarray) -> None:
-        for i in range(motif.shape[1]):
-            some = motif[:, i] >= 0
-            place = filled[row[some]] + i
-            tokens[row[some], place] = motif[some, i]
-            targets[row[some], place] = np.where(asked[some], motif[some, i], IGNORE)
-        filled[row] += (motif >= 0).sum(1)
+    def draw_keys(rows: int) -> np.ndarray:
+        return _draw_motifs(rng, rows, k_motif_size, smallest, 0, normal // 2)
 
-    reserve = 2 * longest + (0 if multi_query else 1)  # the next pair, the probe and its prefix
-    for step in range(steps):
-        row = rows[filled + reserve <= sequence_length]
+    def draw_values(rows: int) -> np.ndarray:
+        return _draw_motifs(rng, rows, v_motif_size, 1, normal // 2, normal)
+
+    rows = _Rows(count, sequence_length + 1, sequence_length // 2, k_motif_size, v_motif_size)
+    if stopping == "mad_lab":
+        # the final pair is drawn first; it comes once before, at a random place where it is sure to be reached
+        key, value = draw_keys(count), draw_values(count)
+        size = (key >= 0).sum(1) + (value >= 0).sum(1)
+        limit = np.maximum(1, sequence_length - size - longest)
+        place = np.floor(rng.random_sample(count) * np.maximum(1, limit - longest + 1))
+        shown = np.zeros(count, bool)
+    else:
+        key = value = np.empty(0)
+        reserve = 2 * longest + (0 if multi_query else 1)  # the next pair, the final one and its prefix
+        limit = np.full(count, sequence_length - reserve + 1)
+    for step in range(rows.keys.shape[1]):
+        row = rows.every[rows.filled < limit]
         if not len(row):
             break
-        key = _draw_motifs(rng, len(row), k_motif_size, smallest, 0, normal // 2)
-        value = _draw_motifs(rng, len(row), v_motif_size, 1, normal // 2, normal)
-        same = (keys[row, :step] == key[:, None]).all(-1)
-        seen = same.any(1)
-        if step:
-            value = np.where(seen[:, None], values[row, same.argmax(1)], value)
-        nothing = np.zeros(len(row), bool)
-        append(row, key, nothing)
-        append(row, value, seen if multi_query else nothing)
-        keys[row, step], values[row, step], new[row, step] = key, value, ~seen
-    probe = choose_present(rng, new)
+        new_key, new_value = draw_keys(len(row)), draw_values(len(row))
+        if stopping == "mad_lab":
+            due = ~shown[row] & (rows.filled[row] >= place[row])
+            new_key = np.where(due[:, None], key[row], new_key)
+            final = (new_key == key[row]).all(1)
+            new_value = np.where(final[:, None], value[row], new_value)
+            shown[row] |= final
+        rows.pair(row, step, new_key, new_value, ask=multi_query)
+    if stopping != "mad_lab":
+        probe = choose_present(rng, rows.new)
+        key, value = rows.keys[rows.every, probe], rows.values[rows.every, probe]
     if not multi_query:
-        append(rows, np.full((count, 1), vocab_size - 1), np.zeros(count, bool))
-    append(rows, keys[rows, probe], np.zeros(count, bool))
-    append(rows, values[rows, probe], np.ones(count, bool))
-    # padding stands on the left
-    source = np.arange(width) - (width - filled)[:, None]
-    pad = source < 0
-    source = source.clip(0)
-    tokens = np.where(pad, vocab_size - (1 if multi_query else 2), np.take_along_axis(tokens, source, 1))
-    targets = np.where(pad, IGNORE, np.take_along_axis(targets, source, 1))
+        rows.append(rows.every, np.full((count, 1), vocab_size - 1), np.zeros(count, bool))
+    rows.append(rows.every, key, np.zeros(count, bool))
+    rows.append(rows.every, value, np.ones(count, bool))
+    tokens, targets = rows.padded(vocab_size - (1 if multi_query else 2))
     return next_token_targets(tokens, targets, everywhere=train_targets)

@@ -38,7 +38,7 @@ def check_recall(ids, target, *, vocab_size, multi_query, noise=0, training):
         assert wanted == expected
 
 
-def check_fuzzy(ids, target, *, vocab_size, k, v, multi_query, training):
+def check_fuzzy(ids, target, *, vocab_size, k, v, multi_query, training, stopping="mad_lab"):
     pad = vocab_size - (1 if multi_query else 2)
     half = pad // 2
     for row, wanted in zip(ids.tolist(), target.tolist(), strict=True):
@@ -62,9 +62,12 @@ def check_fuzzy(ids, target, *, vocab_size, k, v, multi_query, training):
             assert len(set(value)) == len(value)
             motifs.append((tuple(key), value, at, prefix))
         assert [m[3] for m in motifs] == [False] * (len(motifs) - 1) + [not multi_query]
-        # another pair would have been written if the final one were sure to fit behind it
-        before = motifs[-1][2] - begin - len(motifs[-1][0]) - motifs[-1][3]
-        assert before + 2 * (k + v) > len(row) - (not multi_query)
+        sizes = [len(key) + len(value) for key, value, _, _ in motifs]
+        limit = len(row) - sizes[-1] - (k + v)
+        if stopping == "reserve":
+            limit = len(row) - 2 * (k + v) - (not multi_query) + 1
+        # the pair before the last one was still due, and none was after it
+        assert sum(sizes[:-2]) < limit <= sum(sizes[:-1])
         expected, meaning = [IGNORE] * len(row), {}
         for number, (key, value, at, _) in enumerate(motifs):
             last = number == len(motifs) - 1
@@ -152,14 +155,34 @@ def test_same_invariants_as_the_published_instances(name):
     check(name, *all_of(task, "val"), given, training=False, meaning=ours)
 
 
+@pytest.mark.parametrize("stopping", ["mad_lab", "reserve"])
 @pytest.mark.parametrize("multi_query", [True, False])
-def test_fuzzy_recall_of_long_motifs(multi_query):
-    options = {"vocab_size": 128, "sequence_length": 50, "k_motif_size": 4, "v_motif_size": 3}
-    task = create_task("mad_fuzzy_in_context_recall", multi_query=multi_query, num_train=100, num_eval=100, **options)
+@pytest.mark.parametrize("sizes", [(128, 50, 4, 3), (16, 128, 3, 3), (30, 40, 1, 5), (30, 33, 3, 1)])
+def test_fuzzy_recall_stops_by_its_rule(sizes, multi_query, stopping):
+    given = dict(zip(("vocab_size", "sequence_length", "k_motif_size", "v_motif_size"), sizes, strict=True))
+    options = {**given, "multi_query": multi_query, "stopping": stopping}
+    task = create_task("mad_fuzzy_in_context_recall", num_train=200, num_eval=200, **options)
     task.open()
-    for split in ("train", "test"):
-        given = {**options, "multi_query": multi_query}
-        check("fuzzy_in_context_recall", *all_of(task, split), given, training=split == "train", meaning={})
+    rules = {"vocab_size": sizes[0], "k": sizes[2], "v": sizes[3], "multi_query": multi_query}
+    for split in ("train", "val"):
+        check_fuzzy(*all_of(task, split), **rules, training=split == "train", stopping=stopping)
+    other = {"mad_lab": "reserve", "reserve": "mad_lab"}[stopping]
+    with pytest.raises(AssertionError):  # the rules differ in what they make, and the check sees it
+        check_fuzzy(*all_of(task, "train"), **rules, training=True, stopping=other)
+
+
+def test_the_place_of_the_final_key_is_random_in_fuzzy_recall():
+    task = create_task("mad_fuzzy_in_context_recall", vocab_size=128, num_train=4, num_eval=400)
+    task.open()
+    ids, target = all_of(task, "val")
+    first = []
+    for row in ids.tolist():
+        value = next(i for i in range(len(row) - 1, 0, -1) if row[i] < 63)  # the final key's last token
+        key = row[value - 2 : value + 1]
+        first.append(next(i for i in range(len(row)) if row[i : i + 3] == key) / len(row))
+    assert 0.35 < np.mean(first) < 0.55
+    assert np.mean(np.array(first) < 0.2) > 0.1
+    assert (target[:, -1] != IGNORE).all()
 
 
 def test_noise_leaves_something_to_ask_for():
