@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, unknown
-from ..kernels.common.discovery import Case, find_cases
+from ..kernels.common.discovery import Call, find_cases
+from ..kernels.selftest.compiling import compile_only
 
 # bytes of shared memory that one program may take: CUDA C Programming Guide, compute capabilities; AMD: the LDS
 SHARED_MEMORY = {"sm_80": 166912, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}
@@ -91,48 +92,6 @@ class Report:
         return "\n".join(lines)
 
 
-class _NoLauncher:
-    def __init__(self, *_: Any):
-        pass
-
-    def __call__(self, *_: Any, **__: Any) -> None:
-        pass
-
-
-class _Utils:
-    def get_device_properties(self, device: int) -> dict[str, int]:
-        # more shared memory than any chip: `Report.problems` judges it, Triton would drop the config silently
-        return {"max_shared_mem": 1 << 30, "multiprocessor_count": 132, "warpSize": 32}
-
-    def load_binary(self, *_: Any) -> tuple[int, int, int, int, int]:
-        return 1, 1, 0, 0, 1 << 20  # module, function, registers, spills, most threads of a program
-
-    def unload_module(self, module: int) -> None:
-        pass
-
-
-class CompileOnlyDriver:
-    """As much of a Triton driver as compiling needs. Launching a kernel through it does nothing."""
-
-    launcher_cls = _NoLauncher
-    utils = _Utils()
-
-    def __init__(self, arch: str):
-        from triton.backends.compiler import GPUTarget
-
-        amd = arch.startswith("gfx")
-        self.target = GPUTarget("hip", arch, 64) if amd else GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
-
-    def get_current_target(self):
-        return self.target
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-
 def _cuda_resources(cubin: Path) -> tuple[int | None, int | None]:
     import triton
 
@@ -160,17 +119,16 @@ def _multiplies_16_bit(ttir: str) -> bool:
     return any(len(re.findall(r"xb?f16>", line)) >= 2 for line in ttir.splitlines() if "tt.dot " in line)
 
 
-def build(arch: str, cases: dict[str, Case], *, default_only: bool = False) -> Report:
+def build(arch: str, cases: dict[str, Call], *, default_only: bool = False) -> Report:
     """Compile what the cases launch, for `arch`, in this process, which can launch no kernel ever after.
 
     Needs a process in which no kernel module has been imported under `TRITON_INTERPRET`.
     """
     from triton import knobs
-    from triton.runtime import autotuner, driver
+    from triton.runtime import autotuner
 
     report = Report(arch)
-    active: Any = CompileOnlyDriver(arch)  # it only looks like a driver
-    driver.set_active(active)
+    compile_only(arch)
     current = {"case": "", "default": True}
     seen: set[tuple[str, str]] = set()
 

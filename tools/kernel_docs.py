@@ -30,14 +30,14 @@ def roofline_table() -> str:
     """Every op at model size: compulsory bytes, flops, intensity, and the floor on each GPU."""
     floors = " | ".join(f"floor on {gpu}" for gpu in GPUS)
     lines = [
-        f"| op | size | MB | matmul Gflop | other Gflop | flops per byte | {floors} |",
-        "|---|---|---|---|---|---|" + "---|" * len(GPUS),
+        f"| op | size | MB | matmul Gflop | other Gflop | G exponentials | flops per byte | {floors} |",
+        "|---|---|---|---|---|---|---|" + "---|" * len(GPUS),
     ]
     for c in find_rooflines():
         bounds = " | ".join(f"{_time(seconds)} ({what})" for seconds, what in (c.floor(gpu) for gpu in GPUS))
         lines.append(
             f"| {c.label} | {c.size} | {c.bytes / 1e6:.1f} | {c.matmul / 1e9:.2f} | {c.other / 1e9:.2f} | "
-            f"{c.intensity:.1f} | {bounds} |"
+            f"{c.exponentials / 1e9:.2f} | {c.intensity:.1f} | {bounds} |"
         )
     return "\n".join(lines)
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..kernels.common.discovery import Case, find_cases
+from ..kernels.common.discovery import Call, find_cases
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "kernels.md"
 SLACK = 1.002  # of the documented ratios, which are rounded to three digits
@@ -142,7 +142,7 @@ def counting() -> Iterator[dict[str, Counter[str]]]:
             setattr(owner, name, original)
 
 
-def measure(name: str, case: Case) -> Traffic:
+def measure(name: str, case: Call) -> Traffic:
     """Run a case in the interpreter, which `TRITON_INTERPRET=1` must have turned on before kernels were imported.
 
     Raises:

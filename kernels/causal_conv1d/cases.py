@@ -1,4 +1,4 @@
-"""Calls that `tools.build` compiles and `tools.traffic` counts, and the cost at real model sizes."""
+"""`causal_conv1d` and `causal_conv1d_step` from outside: see `kernels/selftest/case.py`."""
 
 from __future__ import annotations
 
@@ -6,62 +6,69 @@ from typing import Any
 
 import torch
 
-from ..common.costs import Cost, nbytes
+from ..selftest.case import Case, Draw, Flops, Size
 from . import causal_conv1d, causal_conv1d_step
 
 
-def _inputs(batch: int, length: int, channels: int, taps: int, dtype: torch.dtype) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(0)
-    shapes = {"x": (batch, length, channels), "weight": (channels, taps), "bias": (channels,)}
-    return {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
+def _inputs(
+    draw: Draw, *, B: int, L: int, C: int, K: int, activation: str | None = "silu", initial: bool = False,
+    documents: bool = False, final: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    return {
+        "x": draw.normal(B, L, C),
+        "weight": draw.normal(C, K),
+        "bias": draw.normal(C),
+        "activation": activation,
+        "initial_state": draw.normal(B, K - 1, C) if initial else None,
+        "document_ids": draw.documents(B, L).int() if documents else None,
+        "return_final_state": final,
+    }
 
 
-def case_forward() -> dict[str, int]:
-    """Inference with SiLU."""
-    inputs = _inputs(1, 64, 256, 4, torch.bfloat16)
-    y: Any = causal_conv1d(**inputs, activation="silu", backend="triton")
-    return {"bytes": nbytes(*inputs.values(), y)}
+def _flops(backward: bool, *, B: int, L: int, C: int, K: int, **_: Any) -> Flops:
+    numbers = B * L * C
+    return Flops(other=(8 * K + 16 if backward else 2 * K + 5) * numbers, exponentials=(1 + backward) * numbers)
 
 
-def _backward(dtype: torch.dtype, **options: Any) -> dict[str, int]:
-    inputs = _inputs(1, 64, 128, 4, dtype) | {k: v for k, v in options.items() if v.is_floating_point()}
-    inputs = {k: v.requires_grad_() for k, v in inputs.items()}
-    integers = {k: v for k, v in options.items() if not v.is_floating_point()}
-    y: Any = causal_conv1d(**inputs, **integers, activation="silu", backend="triton")
-    grads = torch.autograd.grad(y, list(inputs.values()), torch.ones_like(y))
-    return {"bytes": nbytes(*inputs.values(), *integers.values(), y, y, *grads)}
+def _step_inputs(draw: Draw, *, B: int, C: int, K: int) -> dict[str, Any]:
+    x = _inputs(draw, B=B, L=1, C=C, K=K)
+    return {"x_t": x["x"][:, 0], "state": draw.normal(B, K - 1, C)} | {
+        k: x[k] for k in ("weight", "bias", "activation")
+    }
 
 
-def case_backward() -> dict[str, int]:
-    """Forward and backward with SiLU."""
-    return _backward(torch.bfloat16)
+def _step_flops(backward: bool, *, B: int, C: int, K: int) -> Flops:
+    return Flops(other=B * C * (2 * K + 5), exponentials=B * C)
 
 
-def case_backward_float32_documents() -> dict[str, int]:
-    """Forward and backward in float32 with an initial state and documents."""
-    return _backward(
-        torch.float32, initial_state=torch.zeros(1, 3, 128), document_ids=(torch.arange(64) // 25)[None].int()
-    )
-
-
-def case_step() -> dict[str, int]:
-    """One token."""
-    inputs = _inputs(4, 1, 512, 4, torch.bfloat16)
-    x, state = inputs["x"][:, 0], torch.zeros(4, 3, 512, dtype=torch.bfloat16)
-    y, new = causal_conv1d_step(x, inputs["weight"], inputs["bias"], state, activation="silu", backend="triton")
-    return {"bytes": nbytes(x, inputs["weight"], inputs["bias"], state, y, new)}
-
-
-def roofline() -> list[Cost]:
-    """The convolution of Mamba-130M, with SiLU."""
-    numbers, taps = 8 * 2048 * 1536, 4
-    parameters = 2 * 1536 * (taps + 1)
-    size = "Mamba-130M: (8, 2048, 1536), 4 taps, bf16"
-    return [
-        Cost("causal_conv1d forward", size, 2 * 2 * numbers + parameters, other=(2 * taps + 5) * numbers),
-        Cost("causal_conv1d with backward", size, 2 * 4 * numbers + 2 * parameters, other=(8 * taps + 16) * numbers),
-        Cost(
-            "causal_conv1d_step", "Mamba-130M: (64, 1536), 4 taps, bf16",
-            2 * 64 * 1536 * (2 + 2 * (taps - 1)) + parameters, other=64 * 1536 * (2 * taps + 5),
+CASES = [
+    Case(
+        run=causal_conv1d,
+        inputs=_inputs,
+        like=("x",),
+        flops=_flops,
+        small={
+            "forward": Size({"B": 1, "L": 64, "C": 256, "K": 4}, backward=False),
+            "backward": Size({"B": 1, "L": 64, "C": 128, "K": 4}),
+            "backward_float32_documents": Size(
+                {"B": 1, "L": 64, "C": 128, "K": 4, "initial": True, "documents": True}, torch.float32
+            ),
+        },
+        odd=(
+            {"B": 2, "L": 63, "C": 70, "K": 4, "initial": True, "documents": True, "final": True},
+            {"B": 1, "L": 1, "C": 3, "K": 2, "activation": None},
+            {"B": 2, "L": 300, "C": 96, "K": 3, "initial": True, "final": True},
         ),
-    ]  # fmt: skip
+        models={"Mamba-130M: (8, 2048, 1536), 4 taps, bf16": {"B": 8, "L": 2048, "C": 1536, "K": 4}},
+    ),
+    Case(
+        run=causal_conv1d_step,
+        inputs=_step_inputs,
+        like=("x_t", "state"),
+        flops=_step_flops,
+        small={"step": Size({"B": 4, "C": 512, "K": 4})},
+        odd=({"B": 3, "C": 70, "K": 4}, {"B": 1, "C": 3, "K": 2}),
+        models={"Mamba-130M: (64, 1536), 4 taps, bf16": {"B": 64, "C": 1536, "K": 4}},
+        gradients=False,
+    ),
+]

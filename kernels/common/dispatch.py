@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import torch
 
+from ..selftest.verdicts import avoided
+
 BACKENDS = ("auto", "triton", "eager", "reference")
 
 
@@ -52,7 +54,7 @@ def choose_backend(
     """Resolve `backend` for this call to one of `available`.
 
     `auto` takes Triton on CUDA and ROCm tensors and the eager path elsewhere (the reference where an op has no eager
-    path). A backend that is asked for by name, by argument or by `MIXERZOO_KERNELS`, either runs or raises.
+    path), and for an op that failed the self-test on this card. A backend that is asked for by name, by argument or by `MIXERZOO_KERNELS`, either runs or raises.
 
     Args:
         op: name of the op, for messages.
@@ -72,7 +74,7 @@ def choose_backend(
     device = devices.pop() if devices else "cpu"
     named = backend if backend != "auto" else default_backend()
     if named == "auto":
-        if device == "cuda" and "triton" in available and triton_obstacle(device) is None:
+        if device == "cuda" and "triton" in available and triton_obstacle(device) is None and not avoided(op):
             return "triton"
         return "eager" if "eager" in available else "reference"
     if named not in available:

@@ -1,107 +1,79 @@
-"""Calls that `tools.build` compiles and `tools.traffic` counts, and the cost at real model sizes."""
+"""`delta_rule` and `delta_rule_step` from outside: see `kernels/selftest/case.py`."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ..common.costs import Cost, nbytes
+from ..selftest.case import Case, Draw, Flops, Size
 from . import delta_rule, delta_rule_step
 
 
-def _inputs(batch: int, length: int, heads: int, keys: int, size: int) -> dict[str, Any]:
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(torch.bfloat16)
-
-    generator = torch.Generator().manual_seed(0)
-    inputs = {
-        "q": normal(batch, length, heads, keys),
-        "k": normal(batch, length, heads, keys),
-        "v": normal(batch, length, heads, size),
-        "beta": torch.rand(batch, length, heads, generator=generator),
-        "g": -torch.rand(batch, length, heads, generator=generator),
+def _inputs(
+    draw: Draw, *, B: int, L: int, H: int, K: int, V: int, decay: bool = True, initial: bool = False,
+    documents: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    return {
+        "q": draw.normal(B, L, H, K),
+        "k": draw.unit(B, L, H, K),
+        "v": draw.normal(B, L, H, V),
+        "beta": draw.uniform(B, L, H, dtype=torch.float32),
+        "g": -draw.uniform(B, L, H, dtype=torch.float32) if decay else None,
+        "initial_state": draw.normal(B, H, K, V, dtype=torch.float32) if initial else None,
+        "document_ids": draw.documents(B, L) if documents else None,
+        "return_final_state": initial,
     }
-    inputs["k"] = torch.nn.functional.normalize(inputs["k"], dim=-1)
-    return inputs
 
 
-def _flops(inputs: dict[str, Any], passes: int) -> int:
+def _flops(backward: bool, *, B: int, L: int, H: int, K: int, V: int, **_: Any) -> Flops:
     """One read and one write of the state per token, K V multiply-adds each; backward twice that."""
-    batch, length, heads, size = inputs["v"].shape
-    return passes * 2 * batch * length * heads * inputs["q"].shape[3] * 2 * size
+    return Flops((3 if backward else 1) * 2 * B * L * H * K * 2 * V)
 
 
-def _forward(inputs: dict[str, Any]) -> dict[str, int]:
-    with torch.no_grad():
-        y: Any = delta_rule(**inputs, backend="triton")
-    return {"bytes": nbytes(*inputs.values(), y), "flops": _flops(inputs, 1)}
+def _step_inputs(draw: Draw, *, B: int, H: int, K: int, V: int) -> dict[str, Any]:
+    scan = _inputs(draw, B=B, L=1, H=H, K=K, V=V)
+    state = draw.normal(B, H, K, V, dtype=torch.float32)
+    return {f"{name}_t": scan[name][:, 0] for name in ("q", "k", "v", "beta", "g")} | {"state": state}
 
 
-def _backward(inputs: dict[str, Any]) -> dict[str, int]:
-    inputs = {name: x.requires_grad_() for name, x in inputs.items()}
-    y: Any = delta_rule(**inputs, backend="triton")
-    grads = torch.autograd.grad(y, list(inputs.values()), torch.ones_like(y))
-    # y twice: its gradient is read, too
-    return {"bytes": nbytes(*inputs.values(), y, y, *grads), "flops": _flops(inputs, 3)}
+def _step_flops(backward: bool, *, B: int, H: int, K: int, V: int) -> Flops:
+    return Flops(other=7 * B * H * K * V)
 
 
-def case_forward() -> dict[str, int]:
-    """Forward."""
-    return _forward(_inputs(1, 512, 4, 64, 64))
+_HEADS = {"B": 1, "L": 512, "H": 4, "K": 64, "V": 64}
+_SHORT = {"B": 1, "L": 40, "H": 2, "K": 64, "V": 64}
 
-
-def case_backward() -> dict[str, int]:
-    """Forward and backward."""
-    return _backward(_inputs(1, 512, 4, 64, 64))
-
-
-case_forward.matmul = True  # type: ignore[attr-defined]
-case_backward.matmul = True  # type: ignore[attr-defined]
-
-
-def case_backward_128() -> dict[str, int]:
-    """Forward and backward with keys of 128, the last chunk not full."""
-    return _backward(_inputs(2, 40, 2, 128, 64))
-
-
-case_backward_128.matmul = True  # type: ignore[attr-defined]
-
-
-def case_backward_float32() -> dict[str, int]:
-    """Forward and backward in float32, exact products."""
-    return _backward({name: x.float() for name, x in _inputs(1, 40, 2, 64, 64).items()})
-
-
-def case_backward_128_float32() -> dict[str, int]:
-    """Forward and backward in float32, exact products, with keys of 128."""
-    return _backward({name: x.float() for name, x in _inputs(1, 40, 2, 128, 64).items()})
-
-
-def case_step() -> dict[str, int]:
-    """One token."""
-    x = {name: tensor[:, 0] for name, tensor in _inputs(4, 1, 2, 64, 64).items()}
-    state = torch.zeros(4, x["v"].shape[1], x["k"].shape[2], x["v"].shape[2])
-    y, new = delta_rule_step(x["q"], x["k"], x["v"], x["beta"], x["g"], state, backend="triton")
-    return {"bytes": nbytes(*x.values(), state, y, new)}
-
-
-def roofline() -> list[Cost]:
-    """Compulsory costs of Gated DeltaNet 340M, B = 8, L = 2048, bf16."""
-    tokens, heads, keys, size = 8 * 2048, 8, 128, 128
-    read = 2 * tokens * heads * (2 * keys + size) + 8 * tokens * heads
-    flops = tokens * heads * 4 * keys * size
-    # a step: the state in float32 once in and once out
-    step = 2 * 4 * 64 * heads * keys * size + 2 * 64 * heads * (2 * keys + 2 * size) + 8 * 64 * heads
-    label, sizes = "delta_rule", "Gated DeltaNet 340M: 8 heads, K 128, V 128, 16384 tokens"
-    return [
-        Cost(f"{label} forward", sizes, read + 2 * tokens * heads * size, matmul=flops),
-        Cost(f"{label} with backward", sizes, 2 * read + 4 * tokens * heads * size, matmul=3 * flops),
-        Cost(
-            f"{label}_step",
-            "Gated DeltaNet 340M: 64 rows, 8 heads, K 128, V 128",
-            step,
-            other=7 * 64 * heads * keys * size,
+CASES = [
+    Case(
+        run=delta_rule,
+        inputs=_inputs,
+        like=("v",),
+        flops=_flops,
+        small={
+            "forward": Size(_HEADS, backward=False),
+            "backward": Size(_HEADS),
+            "backward_128": Size({**_SHORT, "B": 2, "K": 128}),  # the last chunk is not full
+            "backward_float32": Size(_SHORT, torch.float32),
+            "backward_128_float32": Size({**_SHORT, "K": 128}, torch.float32),
+        },
+        odd=(
+            {"B": 2, "L": 63, "H": 3, "K": 40, "V": 24, "initial": True, "documents": True},
+            {"B": 1, "L": 1, "H": 1, "K": 16, "V": 5, "decay": False},
+            {"B": 1, "L": 200, "H": 2, "K": 128, "V": 72, "initial": True},
         ),
-    ]
+        models={"Gated DeltaNet 340M: 8 heads, K 128, V 128, 16384 tokens": {
+            "B": 8, "L": 2048, "H": 8, "K": 128, "V": 128,
+        }},
+    ),
+    Case(
+        run=delta_rule_step,
+        inputs=_step_inputs,
+        like=("v_t", "state"),
+        flops=_step_flops,
+        small={"step": Size({"B": 4, "H": 2, "K": 64, "V": 64})},
+        odd=({"B": 2, "H": 4, "K": 5, "V": 70}, {"B": 3, "H": 1, "K": 130, "V": 6}),
+        models={"Gated DeltaNet 340M: 64 rows, 8 heads, K 128, V 128": {"B": 64, "H": 8, "K": 128, "V": 128}},
+        gradients=False,
+    ),
+]  # fmt: skip

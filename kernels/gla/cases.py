@@ -1,101 +1,76 @@
-"""Calls that `tools.build` compiles and `tools.traffic` counts, and the cost at real model sizes."""
+"""`gla` and `gla_step` from outside: see `kernels/selftest/case.py`."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ..common.costs import Cost, nbytes
+from ..selftest.case import Case, Draw, Flops, Size
 from . import gla, gla_step
 
 
-def _inputs(batch: int, length: int, heads: int, keys: int, size: int) -> dict[str, Any]:
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(torch.bfloat16)
-
-    generator = torch.Generator().manual_seed(0)
-    inputs = {
-        "q": normal(batch, length, heads, keys),
-        "k": normal(batch, length, heads, keys),
-        "v": normal(batch, length, heads, size),
-        "g": -torch.rand(batch, length, heads, keys, generator=generator).to(torch.bfloat16),
+def _inputs(
+    draw: Draw, *, B: int, L: int, H: int, K: int, V: int, decay: float = 1.0, initial: bool = False,
+    documents: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    return {
+        "q": draw.normal(B, L, H, K),
+        "k": draw.unit(B, L, H, K),
+        "v": draw.normal(B, L, H, V),
+        "g": -decay * draw.uniform(B, L, H, K),
+        "initial_state": draw.normal(B, H, K, V, dtype=torch.float32) if initial else None,
+        "document_ids": draw.documents(B, L) if documents else None,
+        "return_final_state": initial,
     }
-    inputs["k"] = torch.nn.functional.normalize(inputs["k"], dim=-1)
-    return inputs
 
 
-def _flops(inputs: dict[str, Any], passes: int) -> int:
+def _flops(backward: bool, *, B: int, L: int, H: int, K: int, V: int, **_: Any) -> Flops:
     """One read and one write of the state per token, K V multiply-adds each; backward twice that."""
-    batch, length, heads, size = inputs["v"].shape
-    return passes * 2 * batch * length * heads * inputs["q"].shape[3] * 2 * size
+    return Flops((3 if backward else 1) * 2 * B * L * H * K * 2 * V, exponentials=B * L * H * K)
 
 
-def _forward(inputs: dict[str, Any]) -> dict[str, int]:
-    with torch.no_grad():
-        y: Any = gla(**inputs, backend="triton")
-    return {"bytes": nbytes(*inputs.values(), y), "flops": _flops(inputs, 1)}
+def _step_inputs(draw: Draw, *, B: int, H: int, K: int, V: int) -> dict[str, Any]:
+    scan = _inputs(draw, B=B, L=1, H=H, K=K, V=V)
+    state = draw.normal(B, H, K, V, dtype=torch.float32)
+    return {f"{name}_t": scan[name][:, 0] for name in ("q", "k", "v", "g")} | {"state": state}
 
 
-def _backward(inputs: dict[str, Any]) -> dict[str, int]:
-    inputs = {name: x.requires_grad_() for name, x in inputs.items()}
-    y: Any = gla(**inputs, backend="triton")
-    grads = torch.autograd.grad(y, list(inputs.values()), torch.ones_like(y))
-    # y twice: its gradient is read, too
-    return {"bytes": nbytes(*inputs.values(), y, y, *grads), "flops": _flops(inputs, 3)}
+def _step_flops(backward: bool, *, B: int, H: int, K: int, V: int) -> Flops:
+    return Flops(other=5 * B * H * K * V)
 
 
-def case_forward() -> dict[str, int]:
-    """Forward."""
-    return _forward(_inputs(1, 512, 4, 64, 64))
+_HEADS = {"B": 1, "L": 512, "H": 4, "K": 64, "V": 64}
+_SHORT = {"B": 1, "L": 40, "H": 2, "K": 64, "V": 64}
 
-
-def case_backward() -> dict[str, int]:
-    """Forward and backward."""
-    return _backward(_inputs(1, 512, 4, 64, 64))
-
-
-case_forward.matmul = True  # type: ignore[attr-defined]
-case_backward.matmul = True  # type: ignore[attr-defined]
-
-
-def case_backward_128() -> dict[str, int]:
-    """Forward and backward with keys of 128, the last chunk not full."""
-    return _backward(_inputs(2, 40, 2, 128, 64))
-
-
-case_backward_128.matmul = True  # type: ignore[attr-defined]
-
-
-def case_backward_float32() -> dict[str, int]:
-    """Forward and backward in float32, exact products."""
-    return _backward({name: x.float() for name, x in _inputs(1, 40, 2, 64, 64).items()})
-
-
-def case_backward_128_float32() -> dict[str, int]:
-    """Forward and backward in float32, exact products, with keys of 128."""
-    return _backward({name: x.float() for name, x in _inputs(1, 40, 2, 128, 64).items()})
-
-
-def case_step() -> dict[str, int]:
-    """One token."""
-    x = {name: tensor[:, 0] for name, tensor in _inputs(4, 1, 2, 64, 64).items()}
-    state = torch.zeros(4, x["v"].shape[1], x["k"].shape[2], x["v"].shape[2])
-    y, new = gla_step(x["q"], x["k"], x["v"], x["g"], state, backend="triton")
-    return {"bytes": nbytes(*x.values(), state, y, new)}
-
-
-def roofline() -> list[Cost]:
-    """Compulsory costs of GLA 340M, B = 8, L = 2048, bf16."""
-    tokens, heads, keys, size = 8 * 2048, 4, 128, 256
-    read = 2 * tokens * heads * (3 * keys + size)
-    flops = tokens * heads * 4 * keys * size
-    # a step: the state in float32 once in and once out
-    step = 2 * 4 * 64 * heads * keys * size + 2 * 64 * heads * (3 * keys + 2 * size)
-    label, sizes = "gla", "GLA 340M: 4 heads, K 128, V 256, 16384 tokens"
-    return [
-        Cost(f"{label} forward", sizes, read + 2 * tokens * heads * size, matmul=flops),
-        Cost(f"{label} with backward", sizes, 2 * read + 4 * tokens * heads * size, matmul=3 * flops),
-        Cost(f"{label}_step", "GLA 340M: 64 rows, 4 heads, K 128, V 256", step, other=5 * 64 * heads * keys * size),
-    ]
+CASES = [
+    Case(
+        run=gla,
+        inputs=_inputs,
+        like=("v",),
+        flops=_flops,
+        small={
+            "forward": Size(_HEADS, backward=False),
+            "backward": Size(_HEADS),
+            "backward_128": Size({**_SHORT, "B": 2, "K": 128}),  # the last chunk is not full
+            "backward_float32": Size(_SHORT, torch.float32),
+            "backward_128_float32": Size({**_SHORT, "K": 128}, torch.float32),
+        },
+        odd=(
+            {"B": 2, "L": 63, "H": 3, "K": 40, "V": 24, "initial": True, "documents": True},
+            {"B": 1, "L": 1, "H": 1, "K": 16, "V": 5},
+            {"B": 1, "L": 200, "H": 2, "K": 128, "V": 72, "decay": 8.0, "initial": True},
+        ),
+        models={"GLA 340M: 4 heads, K 128, V 256, 16384 tokens": {"B": 8, "L": 2048, "H": 4, "K": 128, "V": 256}},
+    ),
+    Case(
+        run=gla_step,
+        inputs=_step_inputs,
+        like=("v_t", "state"),
+        flops=_step_flops,
+        small={"step": Size({"B": 4, "H": 2, "K": 64, "V": 64})},
+        odd=({"B": 2, "H": 4, "K": 5, "V": 70}, {"B": 3, "H": 1, "K": 130, "V": 6}),
+        models={"GLA 340M: 64 rows, 4 heads, K 128, V 256": {"B": 64, "H": 4, "K": 128, "V": 256}},
+        gradients=False,
+    ),
+]

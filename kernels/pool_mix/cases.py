@@ -1,58 +1,56 @@
-"""Calls that `tools.build` compiles and `tools.traffic` counts, and the cost at real model sizes."""
+"""`pool_mix` from outside: see `kernels/selftest/case.py`."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import math
+from typing import Any
 
-from ..common.costs import Cost, nbytes
+import torch
+
+from ..selftest.case import Case, Draw, Flops, Size
 from . import pool_mix
 
 
-def _both(x: Tensor, **options) -> dict[str, int]:
-    x = x.requires_grad_()
-    y = pool_mix(x, backend="triton", **options)
-    (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
-    return {"bytes": nbytes(x, y, y, dx, *(t for t in options.values() if isinstance(t, Tensor)))}  # y: also dy
+def _inputs(
+    draw: Draw, *, B: int, grid: tuple[int, ...], C: int, pool: int = 3, causal: bool = False, mask: bool = False,
+    documents: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    return {
+        "x": draw.normal(B, *grid, C),
+        "pool_size": pool,
+        "causal": causal,
+        "mask": draw.mask(B, *grid) if mask else None,
+        "document_ids": draw.documents(B, *grid) if documents else None,
+    }
 
 
-def case_forward() -> dict[str, int]:
-    """PoolFormer's window, inference."""
-    x = torch.randn(1, 28, 28, 64)
-    with torch.no_grad():
-        y = pool_mix(x, backend="triton")
-    return {"bytes": nbytes(x, y)}
+def _flops(backward: bool, *, B: int, grid: tuple[int, ...], C: int, **_: Any) -> Flops:
+    return Flops(other=(23 if backward else 11) * B * math.prod(grid) * C)
 
 
-def case_backward() -> dict[str, int]:
-    """PoolFormer's window, forward and backward."""
-    return _both(torch.randn(1, 14, 14, 64))
+_PLANE = {"B": 1, "grid": (14, 14), "C": 64}
 
-
-def case_backward_half() -> dict[str, int]:
-    """In bfloat16, with a larger window."""
-    return _both(torch.randn(1, 14, 14, 64).bfloat16(), pool_size=5)
-
-
-def case_backward_masked() -> dict[str, int]:
-    """With a mask."""
-    return _both(torch.randn(1, 14, 14, 64), mask=torch.ones(1, 14, 14, dtype=torch.bool))
-
-
-def case_backward_causal() -> dict[str, int]:
-    """Over a sequence with documents."""
-    return _both(torch.randn(1, 128, 64), causal=True, document_ids=torch.arange(128)[None] // 50)
-
-
-def case_backward_video() -> dict[str, int]:
-    """Over three axes."""
-    return _both(torch.randn(1, 4, 8, 8, 32))
-
-
-def roofline() -> list[Cost]:
-    """PoolFormer-S12 at 224 x 224 and batch 64, its first stage; forward, and forward and backward."""
-    numbers = 64 * 56 * 56 * 64
-    return [
-        Cost("pool_mix forward", "PoolFormer-S12 stage 1: (64, 56, 56, 64) bf16", 2 * 2 * numbers, other=11 * numbers),
-        Cost("pool_mix with backward", "PoolFormer-S12 stage 1, bf16", 4 * 2 * numbers, other=23 * numbers),
-    ]
+CASES = [
+    Case(
+        run=pool_mix,
+        inputs=_inputs,
+        like=("x",),
+        flops=_flops,
+        small={
+            "forward": Size({"B": 1, "grid": (28, 28), "C": 64}, torch.float32, backward=False),
+            "backward": Size(_PLANE, torch.float32),
+            "backward_half": Size({**_PLANE, "pool": 5}),
+            "backward_masked": Size({**_PLANE, "mask": True}, torch.float32),
+            "backward_causal": Size(
+                {"B": 1, "grid": (128,), "C": 64, "causal": True, "documents": True}, torch.float32
+            ),
+            "backward_video": Size({"B": 1, "grid": (4, 8, 8), "C": 32}, torch.float32),
+        },
+        odd=(
+            {"B": 2, "grid": (13, 7), "C": 70, "mask": True},
+            {"B": 2, "grid": (63,), "C": 5, "causal": True, "documents": True, "mask": True, "pool": 4},
+            {"B": 1, "grid": (3, 5, 9), "C": 33, "pool": 5},
+        ),
+        models={"PoolFormer-S12 stage 1: (64, 56, 56, 64) bf16": {"B": 64, "grid": (56, 56), "C": 64}},
+    )
+]

@@ -1,43 +1,49 @@
-"""Calls that `tools.build` compiles and `tools.traffic` counts, and the cost at real model sizes."""
+"""`segment_pool` from outside: see `kernels/selftest/case.py`."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import Any
 
-from ..common.costs import Cost, nbytes
+import torch
+
+from ..selftest.case import Case, Draw, Flops, Size
 from . import segment_pool
 
 
-def _both(dtype: torch.dtype, mask: Tensor | None) -> dict[str, int]:
-    segment, local = (torch.randn(2, 100, 64, dtype=dtype).requires_grad_() for _ in range(2))
-    y = segment_pool(segment, local, segment_length=16, mask=mask, backend="triton")
-    grads = torch.autograd.grad(y, (segment, local), [torch.ones_like(t) for t in y])
-    return {"bytes": nbytes(segment, local, mask, *y, *y, *grads)}  # y twice: their gradients are read, too
+def _inputs(
+    draw: Draw, *, B: int, L: int, C: int, segment: int = 16, window: int = 3, mask: bool = False
+) -> dict[str, Any]:
+    return {
+        "segment": draw.normal(B, L, C),
+        "local": draw.normal(B, L, C),
+        "segment_length": segment,
+        "window": window,
+        "mask": draw.mask(B, L) if mask else None,
+    }
 
 
-def case_forward() -> dict[str, int]:
-    """Inference."""
-    segment, local = torch.randn(2, 100, 64), torch.randn(2, 100, 64)
-    with torch.no_grad():
-        y = segment_pool(segment, local, segment_length=16, backend="triton")
-    return {"bytes": nbytes(segment, local, *y)}
+def _flops(backward: bool, *, B: int, L: int, C: int, **_: Any) -> Flops:
+    return Flops(other=(8 if backward else 3) * B * L * C)  # forward three maxima
 
 
-def case_backward() -> dict[str, int]:
-    """Forward and backward."""
-    return _both(torch.float32, None)
+_PLAIN = {"B": 2, "L": 100, "C": 64}
 
-
-def case_backward_masked_half() -> dict[str, int]:
-    """Forward and backward in bfloat16 with a mask."""
-    return _both(torch.bfloat16, torch.ones(2, 100, dtype=torch.bool))
-
-
-def roofline() -> list[Cost]:
-    """PoNet-base at 512 tokens and batch 32."""
-    numbers, size = 32 * 512 * 768, "PoNet-base: (32, 512, 768) bf16"
-    return [
-        Cost("segment_pool forward", size, 2 * 4 * numbers, other=3 * numbers),  # three maxima
-        Cost("segment_pool with backward", size, 2 * 8 * numbers, other=8 * numbers),
-    ]
+CASES = [
+    Case(
+        run=segment_pool,
+        inputs=_inputs,
+        like=("segment", "local"),
+        flops=_flops,
+        small={
+            "forward": Size(_PLAIN, torch.float32, backward=False),
+            "backward": Size(_PLAIN, torch.float32),
+            "backward_masked_half": Size({**_PLAIN, "mask": True}),
+        },
+        odd=(
+            {"B": 2, "L": 63, "C": 70, "segment": 20, "mask": True},
+            {"B": 1, "L": 1, "C": 2, "segment": 5},
+            {"B": 1, "L": 200, "C": 33, "segment": 7, "window": 5},
+        ),
+        models={"PoNet-base: (32, 512, 768) bf16": {"B": 32, "L": 512, "C": 768}},
+    )
+]

@@ -1,37 +1,45 @@
-"""Calls that `tools.build` compiles and `tools.traffic` counts, and the cost at real model sizes."""
+"""`shift` from outside: see `kernels/selftest/case.py`."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import Any
 
-from ..common.costs import Cost, nbytes
+import torch
+
+from ..selftest.case import Case, Draw, Flops, Size
 from . import shift
 
-
-def _both(x: Tensor, **options) -> dict[str, int]:
-    x = x.requires_grad_()
-    y = shift(x, backend="triton", **options)
-    (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
-    return {"bytes": nbytes(x, y, y, dx)}  # y: also dy
+_FOUR = ((0, 1), (0, -1), (1, 0), (-1, 0))  # S2-MLP: one pixel in each direction
 
 
-def case_zeros() -> dict[str, int]:
-    """S2-MLP: one pixel in each of four directions."""
-    return _both(torch.randn(2, 14, 14, 64), shifts=[(0, 1), (0, -1), (1, 0), (-1, 0)])
+def _inputs(
+    draw: Draw, *, B: int, grid: tuple[int, ...], C: int, shifts: tuple[Any, ...] = _FOUR, padding: str = "zeros"
+) -> dict[str, Any]:
+    return {"x": draw.normal(B, *grid, C), "shifts": shifts, "padding": padding}
 
 
-def case_wrap() -> dict[str, int]:
-    """MS-MLP: five circular shifts along an axis."""
-    return _both(torch.randn(2, 14, 14, 80).bfloat16(), shifts=[(d, 0) for d in range(-2, 3)], padding="wrap")
+def _flops(backward: bool, **_: Any) -> Flops:
+    return Flops()
 
 
-def case_sequence() -> dict[str, int]:
-    """Over a sequence."""
-    return _both(torch.randn(2, 50, 64), shifts=[1, 0])
-
-
-def roofline() -> list[Cost]:
-    """S2-MLP-wide at 224 x 224 and batch 64."""
-    tokens, size = 2 * 64 * 14 * 14 * 384, "S2-MLP: (64, 14, 14, 384) bf16"
-    return [Cost("shift forward", size, 2 * tokens), Cost("shift with backward", size, 4 * tokens)]
+CASES = [
+    Case(
+        run=shift,
+        inputs=_inputs,
+        like=("x",),
+        flops=_flops,
+        small={
+            "zeros": Size({"B": 2, "grid": (14, 14), "C": 64}, torch.float32),
+            "wrap": Size({  # MS-MLP: five circular shifts along an axis
+                "B": 2, "grid": (14, 14), "C": 80, "shifts": tuple((d, 0) for d in range(-2, 3)), "padding": "wrap",
+            }),
+            "sequence": Size({"B": 2, "grid": (50,), "C": 64, "shifts": (1, 0)}, torch.float32),
+        },
+        odd=(
+            {"B": 2, "grid": (5, 4), "C": 70, "shifts": ((1, 0), (-2, 3), (7, -7))},
+            {"B": 2, "grid": (41,), "C": 7, "shifts": (3, -41, 50), "padding": "wrap"},
+            {"B": 1, "grid": (3, 5, 4), "C": 33, "shifts": ((1, 0, 0), (-2, 3, 1), (0, -7, 7))},
+        ),
+        models={"S2-MLP: (64, 14, 14, 384) bf16": {"B": 64, "grid": (14, 14), "C": 384}},
+    )
+]  # fmt: skip

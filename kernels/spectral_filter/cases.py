@@ -1,45 +1,49 @@
-"""Calls that `tools.build` compiles and `tools.traffic` counts, and the cost at real model sizes."""
+"""`spectral_filter` from outside: see `kernels/selftest/case.py`."""
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 
-from ..common.costs import Cost, nbytes
+from ..selftest.case import Case, Draw, Flops, Size
 from . import spectral_filter
 
 
-def _both(w_shape: tuple[int, ...]) -> dict[str, int]:
-    x = torch.randn(4, 14, 8, 32, dtype=torch.complex64).requires_grad_()
-    w = torch.randn(w_shape, dtype=torch.complex64).requires_grad_()
-    y = spectral_filter(x, w, backend="triton")
-    grads = torch.autograd.grad(y, (x, w), torch.ones_like(y))
-    return {"bytes": nbytes(x, w, y, y, *grads)}  # y: also dy
+def _inputs(
+    draw: Draw, *, B: int, modes: tuple[int, ...], C: int, adaptive: bool = False
+) -> dict[str, Any]:
+    shape = (*modes, C)
+    return {
+        "x": draw.normal(B, *shape, dtype=torch.complex64),
+        "w": draw.normal(*((B,) if adaptive else ()), *shape, dtype=torch.complex64),
+    }
 
 
-def case_forward() -> dict[str, int]:
-    """One filter, inference."""
-    x, w = torch.randn(4, 14, 8, 32, dtype=torch.complex64), torch.randn(14, 8, 32, dtype=torch.complex64)
-    with torch.no_grad():
-        y = spectral_filter(x, w, backend="triton")
-    return {"bytes": nbytes(x, w, y)}
+def _flops(backward: bool, *, B: int, modes: tuple[int, ...], C: int, **_: Any) -> Flops:
+    return Flops(other=(20 if backward else 6) * B * math.prod(modes) * C)
 
 
-def case_backward_shared() -> dict[str, int]:
-    """GFNet: one filter; forward and backward."""
-    return _both((14, 8, 32))
+_PLANE = {"B": 4, "modes": (14, 8), "C": 32}
 
-
-def case_backward_adaptive() -> dict[str, int]:
-    """AFFNet: a filter for each sample; forward and backward."""
-    return _both((4, 14, 8, 32))
-
-
-def roofline() -> list[Cost]:
-    """GFNet-B at 224 x 224 and batch 64."""
-    numbers, shared = 64 * 14 * 8 * 512, 14 * 8 * 512
-    return [
-        Cost("spectral_filter forward", "GFNet-B: (64, 14, 8, 512) complex64", 16 * numbers + 8 * shared,
-             other=6 * numbers),
-        Cost("spectral_filter with backward", "GFNet-B: (64, 14, 8, 512) complex64", 32 * numbers + 16 * shared,
-             other=20 * numbers),
-    ]  # fmt: skip
+CASES = [
+    Case(
+        run=spectral_filter,
+        inputs=_inputs,
+        like=("x",),
+        flops=_flops,
+        small={
+            "forward": Size(_PLANE, backward=False),
+            "backward_shared": Size(_PLANE),  # GFNet: one filter
+            "backward_adaptive": Size({**_PLANE, "adaptive": True}),  # AFFNet: a filter for each sample
+        },
+        odd=(
+            {"B": 3, "modes": (7, 5), "C": 13},
+            {"B": 2, "modes": (7, 5), "C": 70, "adaptive": True},
+            {"B": 1, "modes": (1,), "C": 1},
+        ),
+        models={"GFNet-B: (64, 14, 8, 512) complex64": {"B": 64, "modes": (14, 8), "C": 512}},
+        dtypes=(torch.complex64,),
+    )
+]

@@ -1,116 +1,83 @@
-"""Calls that `tools.build` compiles and `tools.traffic` counts, and the cost at real model sizes."""
+"""`ssd` and `ssd_step` from outside: see `kernels/selftest/case.py`."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ..common.costs import Cost, nbytes
+from ..selftest.case import Case, Draw, Flops, Size
 from . import ssd, ssd_step
 
 
-def _inputs(batch: int, length: int, groups: int, heads: int, keys: int, size: int) -> dict[str, Any]:
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(torch.bfloat16)
-
-    generator = torch.Generator().manual_seed(0)
-    inputs = {
-        "q": normal(batch, length, groups, keys),
-        "k": normal(batch, length, groups, keys),
-        "v": normal(batch, length, heads, size),
-        "g": -torch.rand(batch, length, heads, generator=generator),
-        "beta": torch.rand(batch, length, heads, generator=generator),
+def _inputs(
+    draw: Draw, *, B: int, L: int, H: int, K: int, V: int, G: int | None = None, gates: bool = True,
+    initial: bool = False, documents: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    rows = G or H
+    return {
+        "q": draw.normal(B, L, rows, K),
+        "k": draw.unit(B, L, rows, K),
+        "v": draw.normal(B, L, H, V),
+        "g": -draw.uniform(B, L, H, dtype=torch.float32) if gates else None,
+        "beta": draw.uniform(B, L, H, dtype=torch.float32) if gates else None,
+        "initial_state": draw.normal(B, H, K, V, dtype=torch.float32) if initial else None,
+        "document_ids": draw.documents(B, L) if documents else None,
+        "return_final_state": initial,
     }
-    inputs["k"] = torch.nn.functional.normalize(inputs["k"], dim=-1)
-    return inputs
 
 
-def _flops(inputs: dict[str, Any], passes: int) -> int:
+def _flops(backward: bool, *, B: int, L: int, H: int, K: int, V: int, **_: Any) -> Flops:
     """One read and one write of the state per token, K V multiply-adds each; backward twice that."""
-    batch, length, heads, size = inputs["v"].shape
-    return passes * 2 * batch * length * heads * inputs["q"].shape[3] * 2 * size
+    return Flops((3 if backward else 1) * 2 * B * L * H * K * 2 * V)
 
 
-def _forward(inputs: dict[str, Any]) -> dict[str, int]:
-    with torch.no_grad():
-        y: Any = ssd(**inputs, backend="triton")
-    return {"bytes": nbytes(*inputs.values(), y), "flops": _flops(inputs, 1)}
+def _step_inputs(draw: Draw, *, B: int, H: int, K: int, V: int, G: int | None = None) -> dict[str, Any]:
+    scan = _inputs(draw, B=B, L=1, H=H, K=K, V=V, G=G)
+    state = draw.normal(B, H, K, V, dtype=torch.float32)
+    return {f"{name}_t": scan[name][:, 0] for name in ("q", "k", "v", "g", "beta")} | {"state": state}
 
 
-def _backward(inputs: dict[str, Any]) -> dict[str, int]:
-    inputs = {name: x.requires_grad_() for name, x in inputs.items()}
-    y: Any = ssd(**inputs, backend="triton")
-    grads = torch.autograd.grad(y, list(inputs.values()), torch.ones_like(y))
-    # y twice: its gradient is read, too
-    return {"bytes": nbytes(*inputs.values(), y, y, *grads), "flops": _flops(inputs, 3)}
+def _step_flops(backward: bool, *, B: int, H: int, K: int, V: int, **_: Any) -> Flops:
+    return Flops(other=5 * B * H * K * V)
 
 
-def case_forward() -> dict[str, int]:
-    """Forward, a group for every head."""
-    return _forward(_inputs(1, 512, 4, 4, 64, 64))
+_HEADS = {"B": 1, "L": 512, "H": 4, "K": 64, "V": 64}
+_ONE_GROUP = {**_HEADS, "G": 1}
+_SHORT = {"B": 1, "L": 70, "G": 1, "H": 2, "K": 64, "V": 64}
 
-
-def case_backward() -> dict[str, int]:
-    """Forward and backward, a group for every head."""
-    return _backward(_inputs(1, 512, 4, 4, 64, 64))
-
-
-case_forward.matmul = True  # type: ignore[attr-defined]
-case_backward.matmul = True  # type: ignore[attr-defined]
-
-
-def case_forward_groups() -> dict[str, int]:
-    """Forward, one group."""
-    return _forward(_inputs(1, 512, 1, 4, 64, 64))
-
-
-def case_backward_groups() -> dict[str, int]:
-    """Forward and backward, one group."""
-    return _backward(_inputs(1, 512, 1, 4, 64, 64))
-
-
-case_forward_groups.matmul = True  # type: ignore[attr-defined]
-case_backward_groups.matmul = True  # type: ignore[attr-defined]
-
-
-def case_backward_128() -> dict[str, int]:
-    """Forward and backward with Mamba-2's state size, the last chunk not full."""
-    return _backward(_inputs(2, 70, 1, 2, 128, 64))
-
-
-case_backward_128.matmul = True  # type: ignore[attr-defined]
-
-
-def case_backward_float32() -> dict[str, int]:
-    """Forward and backward in float32, exact products."""
-    return _backward({name: x.float() for name, x in _inputs(1, 70, 1, 2, 64, 64).items()})
-
-
-def case_backward_128_float32() -> dict[str, int]:
-    """Forward and backward in float32, exact products, with Mamba-2's state size."""
-    return _backward({name: x.float() for name, x in _inputs(1, 40, 1, 2, 128, 64).items()})
-
-
-def case_step() -> dict[str, int]:
-    """One token."""
-    x = {name: tensor[:, 0] for name, tensor in _inputs(4, 1, 1, 4, 128, 64).items()}
-    state = torch.zeros(4, x["v"].shape[1], x["k"].shape[2], x["v"].shape[2])
-    y, new = ssd_step(x["q"], x["k"], x["v"], x["g"], state, beta_t=x["beta"], backend="triton")
-    return {"bytes": nbytes(*x.values(), state, y, new)}
-
-
-def roofline() -> list[Cost]:
-    """Compulsory costs of Mamba-2 130M, B = 8, L = 2048, bf16."""
-    tokens, heads, keys, size = 8 * 2048, 24, 128, 64
-    read = 2 * tokens * (2 * keys + heads * size) + 8 * tokens * heads
-    flops = tokens * heads * 4 * keys * size
-    # a step: the state in float32 once in and once out
-    step = 2 * 4 * 64 * heads * keys * size + 2 * 64 * (2 * keys + 2 * heads * size) + 8 * 64 * heads
-    label, sizes = "ssd", "Mamba-2 130M: 24 heads, K 128, V 64, 16384 tokens"
-    return [
-        Cost(f"{label} forward", sizes, read + 2 * tokens * heads * size, matmul=flops),
-        Cost(f"{label} with backward", sizes, 2 * read + 4 * tokens * heads * size, matmul=3 * flops),
-        Cost(f"{label}_step", "Mamba-2 130M: 64 rows, 24 heads, K 128, V 64", step, other=5 * 64 * heads * keys * size),
-    ]
+CASES = [
+    Case(
+        run=ssd,
+        inputs=_inputs,
+        like=("v",),
+        flops=_flops,
+        small={
+            "forward": Size(_HEADS, backward=False),
+            "backward": Size(_HEADS),
+            "forward_groups": Size(_ONE_GROUP, backward=False),
+            "backward_groups": Size(_ONE_GROUP),
+            "backward_128": Size({"B": 2, "L": 70, "G": 1, "H": 2, "K": 128, "V": 64}),  # Mamba-2's state size
+            "backward_float32": Size(_SHORT, torch.float32),
+            "backward_128_float32": Size({**_SHORT, "L": 40, "K": 128}, torch.float32),
+        },
+        odd=(
+            {"B": 2, "L": 63, "G": 2, "H": 4, "K": 40, "V": 24, "initial": True, "documents": True},
+            {"B": 1, "L": 1, "H": 1, "K": 16, "V": 5, "gates": False},
+            {"B": 1, "L": 200, "G": 1, "H": 2, "K": 128, "V": 64, "initial": True},
+        ),
+        models={"Mamba-2 130M: 24 heads, K 128, V 64, 16384 tokens": {
+            "B": 8, "L": 2048, "G": 1, "H": 24, "K": 128, "V": 64,
+        }},
+    ),
+    Case(
+        run=ssd_step,
+        inputs=_step_inputs,
+        like=("v_t", "state"),
+        flops=_step_flops,
+        small={"step": Size({"B": 4, "G": 1, "H": 4, "K": 128, "V": 64})},
+        odd=({"B": 2, "G": 2, "H": 4, "K": 5, "V": 70}, {"B": 3, "H": 1, "K": 130, "V": 6}),
+        models={"Mamba-2 130M: 64 rows, 24 heads, K 128, V 64": {"B": 64, "G": 1, "H": 24, "K": 128, "V": 64}},
+        gradients=False,
+    ),
+]  # fmt: skip

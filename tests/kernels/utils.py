@@ -26,57 +26,21 @@ from types import ModuleType
 
 import torch
 from mixerzoo.kernels.common import registration
+from mixerzoo.kernels.selftest import comparison
+from mixerzoo.kernels.selftest.comparison import TOLERANCE as TOLERANCE
+from mixerzoo.kernels.selftest.comparison import error as error
+from mixerzoo.kernels.selftest.comparison import evaluate as run
+from mixerzoo.kernels.selftest.comparison import is_float
+from mixerzoo.kernels.selftest.comparison import skewed as skewed
+from mixerzoo.kernels.selftest.comparison import widen as widen
 from torch import Tensor
 
 KERNELS = Path(registration.__file__).parents[1]
-# Of half precisions two and a half roundings of the largest value (2^-8 and 2^-11 each): one is that of the result, the
-# rest is for values that are rounded on the way, between kernels and before matrix units.
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float16: 1.25e-3}
 _counter = itertools.count()
 _mutations: list[Mutation] = []
 _sound: set[tuple[object, ...]] = set()  # comparisons that passed without a mutation
 
 Run = Callable[..., Tensor | tuple[Tensor, ...]]
-
-
-def run(op: Run, inputs: Mapping[str, Tensor | None], *, seed: int = 0, **options) -> dict[str, Tensor]:
-    """Call `op(**inputs, **options)`; return its outputs and, under random cotangents, the gradient of every input.
-
-    Float inputs are differentiated; inputs that have no gradient (integers, None) are passed on.
-    """
-    leaves = {
-        k: v.detach().requires_grad_()
-        for k, v in inputs.items()
-        if v is not None and (v.is_floating_point() or v.is_complex())
-    }
-    result = op(**{**inputs, **leaves}, **options)
-    outputs = result if isinstance(result, tuple) else (result,)
-    generator = torch.Generator().manual_seed(seed)
-    cotangents = [torch.randn(y.shape, generator=generator).to(y.device, y.dtype) for y in outputs]
-    grads = torch.autograd.grad(outputs, list(leaves.values()), cotangents, allow_unused=True, materialize_grads=True)
-    found = {f"output {i}": y.detach() for i, y in enumerate(outputs)}
-    return found | {f"gradient of {k}": g for k, g in zip(leaves, grads, strict=True)}
-
-
-def widen(inputs: Mapping[str, Tensor | None], dtype: torch.dtype = torch.float64) -> dict[str, Tensor | None]:
-    """The same values in a wider dtype, for the oracle."""
-    wide = {torch.float64: torch.complex128, torch.float32: torch.complex64}[dtype]
-    return {
-        k: v if v is None or not (v.is_floating_point() or v.is_complex()) else v.to(wide if v.is_complex() else dtype)
-        for k, v in inputs.items()
-    }
-
-
-def error(ours: Tensor, theirs: Tensor) -> float:
-    """max |a - b| / max |b|; NaN and infinity count as infinite."""
-    assert ours.shape == theirs.shape, f"shape {tuple(ours.shape)} is not {tuple(theirs.shape)}"
-    if not ours.numel():
-        return 0.0
-    wide = torch.complex128 if ours.is_complex() else torch.float64
-    e = (
-        ours.detach().to(wide) - theirs.detach().to(wide)
-    ).abs().max() / theirs.detach().abs().max().double().clamp_min(1e-30)
-    return float(e) if torch.isfinite(e) else float("inf")
 
 
 def errors(op: Run, inputs: Mapping[str, Tensor | None], backend: str, **options) -> dict[str, float]:
@@ -105,12 +69,7 @@ def compare(
         loose: own tolerances by name, e.g. `{"gradient of A": 1e-4}`, with the reason beside it.
         options: passed to the op.
     """
-    dtypes = [
-        {torch.complex64: torch.float32, torch.complex128: torch.float64}.get(v.dtype, v.dtype)
-        for v in inputs.values()
-        if v is not None and (v.is_floating_point() or v.is_complex())
-    ]
-    limit = tolerance or max(TOLERANCE[d] for d in dtypes)
+    limit = tolerance or comparison.tolerance(inputs)
     found = errors(op, inputs, backend, **options)
     wrong = {k: f"{v:.1e}" for k, v in found.items() if v > (loose or {}).get(k, limit)}
     assert not wrong, f"{backend} differs from the reference (tolerance {limit:.1e}): {wrong}"
@@ -144,17 +103,10 @@ def _plain(value: object) -> bool:
     return isinstance(value, (str, int, float, bool, type(None)))
 
 
-def skewed(x: Tensor) -> Tensor:
-    """The same values in a tensor that is contiguous in no axis."""
-    wide = torch.empty([2 * n for n in x.shape], dtype=x.dtype, device=x.device)
-    view = wide[tuple(slice(None, None, 2) for _ in x.shape)]
-    return view.copy_(x)
-
-
 def check_reference(op: Run, inputs: Mapping[str, Tensor | None], **options) -> None:
     """`torch.autograd.gradcheck` of the reference in float64; integers and None are passed on."""
     wide = widen(inputs)
-    wanted = {k: v for k, v in wide.items() if v is not None and (v.is_floating_point() or v.is_complex())}
+    wanted = {k: v for k, v in wide.items() if is_float(v)}
     names = list(wanted)
     fixed = {k: v for k, v in wide.items() if k not in names}
 

@@ -105,6 +105,8 @@ def test_floor():
     assert (round(seconds, 6), bound) == (1e-3, "memory")
     assert Cost("op", "size", bytes=1, matmul=312 * 10**9).floor("A100") == (1e-3, "matmul")
     assert Cost("op", "size", bytes=1, other=195 * 10**8).floor("A100") == (1e-3, "arithmetic")
+    special = Cost("op", "size", bytes=1, exponentials=16 * 132 * 1_980_000)
+    assert special.floor("H100") == (pytest.approx(1e-3), "exponentials")
     assert cost.intensity == (200 * 10**9 + 67 * 10**6) / 3_350_000_000
 
 
