@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..selftest.case import Case, Draw, Flops, Size
 from ..common.costs import nbytes
+from ..selftest.case import Case, Draw, Flops, Size
 from . import Blocks, block_sparse_attention, blocks_of_mask
 
 
@@ -33,8 +33,8 @@ def _blocks(tiles: int, lists: int, block: int, quarter: bool, device: str) -> B
 
 def _inputs(
     draw: Draw, *, B: int, L: int, H: int, D: int, block: int, G: int | None = None, lists: int | None = None,
-    quarter: bool = False, permuted: bool = False, mask: bool = False, documents: bool = False, window: int | None = None,
-    lse: bool = False,
+    quarter: bool = False, permuted: bool = False, mask: bool = False, documents: bool = False,
+    window: int | None = None, lse: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     groups = G or H
     index = torch.rand(1, groups, L, generator=torch.Generator().manual_seed(2)).argsort(-1) if permuted else None
@@ -102,7 +102,7 @@ CASES = [
             "forward_large": Size({"B": 1, "L": 512, "H": 1, "D": 128, "block": 128}, backward=False),
         },
         odd=(
-            {"B": 2, "L": 63, "H": 4, "G": 2, "D": 40, "block": 16, "lists": 2, "mask": True, "documents": True},
+            {"B": 2, "L": 41, "H": 4, "G": 2, "D": 24, "block": 16, "lists": 2, "mask": True, "documents": True},
             {"B": 1, "L": 3, "H": 1, "D": 5, "block": 16, "lse": True},
             {"B": 1, "L": 200, "H": 4, "G": 2, "D": 128, "block": 32, "permuted": True, "window": 70},
         ),

@@ -54,7 +54,8 @@ def choose_backend(
     """Resolve `backend` for this call to one of `available`.
 
     `auto` takes Triton on CUDA and ROCm tensors and the eager path elsewhere (the reference where an op has no eager
-    path), and for an op that failed the self-test on this card. A backend that is asked for by name, by argument or by `MIXERZOO_KERNELS`, either runs or raises.
+    path), and for an op that failed the self-test on this card. A backend that is asked for by name, by argument or by
+    `MIXERZOO_KERNELS`, either runs or raises.
 
     Args:
         op: name of the op, for messages.

@@ -16,9 +16,9 @@ at values, since the compile-only driver of `tools.build` launches nothing.
 config is the default one (no spills, tested), and the only one in the interpreter. Or, without autotune, pass constants
 from the host. Accumulate in float32, `tl.cast` for scalars, int64 offsets, no float atomics.
 
-*Cases.* `kernels/<op>/cases.py` holds `CASES`, a `Case` (`kernels/selftest/case.py`) for each public function: how it is called at small,
-odd and model sizes, and what that must cost. The self-test runs it, `tools.build` compiles and `tools.traffic` counts
-what it launches, `benchmarks.kernels` times it, and the roofline in `docs/kernels.md` is made of it.
+*Cases.* `kernels/<op>/cases.py` holds `CASES`, a `Case` (`selftest/case.py`) for each public function: how it is called
+at small, odd and model sizes, and what that must cost. The self-test runs it, `tools.build` compiles, `tools.traffic`
+counts what it launches, `benchmarks.kernels` times it, and the roofline in `docs/kernels.md` is made of it.
 
 *Tests.* See `tests/kernels/utils.py`. Triton runs in its interpreter there (`tests/conftest.py`).
 """

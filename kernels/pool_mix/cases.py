@@ -47,7 +47,7 @@ CASES = [
             "backward_video": Size({"B": 1, "grid": (4, 8, 8), "C": 32}, torch.float32),
         },
         odd=(
-            {"B": 2, "grid": (13, 7), "C": 70, "mask": True},
+            {"B": 2, "grid": (7, 5), "C": 33, "mask": True},
             {"B": 2, "grid": (63,), "C": 5, "causal": True, "documents": True, "mask": True, "pool": 4},
             {"B": 1, "grid": (3, 5, 9), "C": 33, "pool": 5},
         ),

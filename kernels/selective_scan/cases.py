@@ -31,7 +31,7 @@ def _inputs(
 
 
 def _flops(backward: bool, *, B: int, L: int, D: int, N: int, **_: Any) -> Flops:
-    """Of each state: forward 7 flops, forward and backward 27; one exponential in each pass, and three for the gates."""
+    """Of each state: 7 flops forward, 27 with backward; an exponential in each pass, and three for the gates."""
     numbers = B * L * D
     other = (27 * N + 40 if backward else 7 * N + 12) * numbers
     return Flops(other=other, exponentials=(2 if backward else 1) * (N + 3) * numbers)
@@ -62,7 +62,7 @@ CASES = [
             ),
         },
         odd=(
-            {"B": 2, "L": 63, "D": 70, "N": 5, "G": 2, "initial": True, "documents": True},
+            {"B": 2, "L": 37, "D": 34, "N": 5, "G": 2, "initial": True, "documents": True},
             {"B": 1, "L": 1, "D": 3, "N": 1, "gate": False},
             {"B": 1, "L": 300, "D": 96, "N": 16, "initial": True},
         ),

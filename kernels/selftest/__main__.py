@@ -10,8 +10,8 @@ for equality of every bit. Kernels are compiled in parallel processes first, sin
 of more than 2^31 numbers (their last row), as far as memory allows.
 
 The outcome is kept by card, Triton and code of the kernels; `backend="auto"` runs what failed in PyTorch and warns
-once. The exit status is 1 when anything failed, and 2 where there is no GPU. With `TRITON_INTERPRET=1` the kernels run in
-Triton's interpreter on the CPU, which shows that the test works, not that a card does.
+once. The exit status is 1 when anything failed, and 2 where there is no GPU. With `TRITON_INTERPRET=1` the kernels run
+in Triton's interpreter on the CPU, which shows that the test works, not that a card does.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .comparison import Inputs, evaluate, is_float
 from ..common.costs import Cost, nbytes
+from .comparison import Inputs, evaluate, is_float
 
 HALF = (torch.bfloat16, torch.float16)
 

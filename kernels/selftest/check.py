@@ -23,7 +23,7 @@ LIMITS = {
     torch.bfloat16: 2 * TOLERANCE[torch.bfloat16],
     torch.float16: 2 * TOLERANCE[torch.float16],
 }
-LIMITS[torch.complex64] = LIMITS[torch.float32]
+LIMITS |= {torch.complex64: LIMITS[torch.float32]}
 KINDS = ("odd", "strided", "long", "huge")
 LONG = 131_072  # tokens
 HUGE = 2**31  # numbers in the largest tensor
@@ -99,14 +99,15 @@ def arguments(case: Case, check: Check, device: str) -> dict[str, Any]:
 def poisoned() -> Iterator[None]:
     """Meanwhile uninitialised memory is filled with NaN (with the largest value for integers): forgetting shows."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    settings: Any = torch.utils.deterministic  # a module with a property, which no type checker knows
+    fill = settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    settings.fill_uninitialized_memory = True
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        settings.fill_uninitialized_memory = fill
 
 
 def perform(case: Case, check: Check, device: str) -> Outcome:

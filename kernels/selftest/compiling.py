@@ -1,4 +1,4 @@
-"""Triton without a GPU, and autotuned kernels without timing: for the build, and to compile ahead in other processes."""
+"""Triton without a GPU, and autotuned kernels without timing: to build, and to compile ahead of a run."""
 
 from __future__ import annotations
 

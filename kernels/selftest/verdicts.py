@@ -69,9 +69,14 @@ def store(verdicts: Mapping[str, str]) -> Path:
     part = file.with_suffix(f".{os.getpid()}")
     part.write_text(json.dumps({**(load() or {}), **verdicts}, indent=1))
     part.replace(file)
+    forget()
+    return file
+
+
+def forget() -> None:
+    """Read the outcome again when it is asked for next, and say again what is said once."""
     _known.cache_clear()
     _say.cache_clear()
-    return file
 
 
 @functools.cache

@@ -11,9 +11,7 @@ from ..selftest.case import Case, Draw, Flops, Size
 from . import spectral_filter
 
 
-def _inputs(
-    draw: Draw, *, B: int, modes: tuple[int, ...], C: int, adaptive: bool = False
-) -> dict[str, Any]:
+def _inputs(draw: Draw, *, B: int, modes: tuple[int, ...], C: int, adaptive: bool = False) -> dict[str, Any]:
     shape = (*modes, C)
     return {
         "x": draw.normal(B, *shape, dtype=torch.complex64),

@@ -38,7 +38,9 @@ CASES = [
         small={
             "forward": Size(_PLANE, backward=False),
             "forward_32": Size({**_PLANE, "blocks": 2}, backward=False),  # weights stay in registers
-            "forward_96": Size({"B": 1, "modes": (14, 8), "C": 192, "blocks": 2}, backward=False),  # AFNO-B: they do not
+            "forward_96": Size(
+                {"B": 1, "modes": (14, 8), "C": 192, "blocks": 2}, backward=False
+            ),  # AFNO-B: they do not
             "backward": Size(_PLANE),
             "backward_modes_inner": Size({**_PLANE, "modes_inner": True}),
         },

@@ -62,7 +62,7 @@ CASES = [
             "backward_128_float32": Size({**_SHORT, "L": 40, "K": 128}, torch.float32),
         },
         odd=(
-            {"B": 2, "L": 63, "G": 2, "H": 4, "K": 40, "V": 24, "initial": True, "documents": True},
+            {"B": 2, "L": 63, "G": 1, "H": 2, "K": 24, "V": 9, "initial": True, "documents": True},
             {"B": 1, "L": 1, "H": 1, "K": 16, "V": 5, "gates": False},
             {"B": 1, "L": 200, "G": 1, "H": 2, "K": 128, "V": 64, "initial": True},
         ),
