@@ -63,7 +63,7 @@ def step_of(module: nn.Module, x: Tensor) -> Callable[[], object]:
 
 def peers(rounds: int, clock: Clock, only: list[str] | None = None) -> list[dict[str, Any]]:
     """The blocks of mamba-130m and mamba2-130m beside transformers."""
-    from mixerzoo.models.interop.huggingface import keep_kernels_apart
+    from mixerzoo.models.interop.registration import keep_kernels_apart
 
     keep_kernels_apart()
     from transformers import Mamba2Config, MambaConfig

@@ -3,7 +3,7 @@
 from .conversion.checkpoint import load_into, read_state_dict, save_model
 from .create import create_model
 from .generation import generate, pad_prompts
-from .interop import timm_registry  # registers our models with timm
+from .interop import registration  # our models in timm and transformers
 from .registry import build_model, config_of, list_models, model_config
 from .resize import resize_grid
 
@@ -17,7 +17,7 @@ __all__ = [
     "model_config",
     "pad_prompts",
     "read_state_dict",
+    "registration",
     "resize_grid",
     "save_model",
-    "timm_registry",
 ]

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from timm.layers import calculate_drop_path_rates, resample_abs_pos_embed, trunc_normal_
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ...errors import ConfigError
 from ...mixers import Grid, Mixer, create_mixer
 from ...mixers.registry import check_mixer
-from ..parts.blocks import BLOCKS, outer_mixers
+from ..parts.blocks import BLOCKS, drop_path_rates, outer_mixers
 from ..parts.depth_averaging import DepthAverage, layers_of
 from ..parts.heads import HEADS
 from ..parts.norms import NORMS
@@ -78,6 +78,13 @@ class IsotropicConfig:
     init_std: float | None = 0.02
 
 
+def resampled(table: Tensor, old: Grid, new: Grid) -> Tensor:
+    """A table of positions `(1, H W, C)` for the plane `old`, interpolated bicubically to `new`, as timm does it."""
+    plane = table.float().unflatten(1, old).movedim(-1, 1)
+    plane = functional.interpolate(plane, size=new, mode="bicubic", antialias=True)
+    return plane.movedim(1, -1).flatten(1, 2).to(table.dtype)
+
+
 class Isotropic(VisionBackbone):
     """Equal MetaFormer blocks on one grid of patches, as in ViT (arXiv:2010.11929) and MLP-Mixer (arXiv:2105.01601).
 
@@ -108,7 +115,7 @@ class Isotropic(VisionBackbone):
         mixers = [pattern[i % len(pattern)] for i in range(depth)]
         norms = per_stage(config.norm, depth, key=f"{key}.norm")
         around = per_stage(config.block, depth, key=f"{key}.block")
-        drop_paths = calculate_drop_path_rates(config.drop_path, depth)
+        drop_paths = drop_path_rates(config.drop_path, depth)
         mixer_grid = (tokens,) if config.class_token else self.grid
         blocks = []
         for i in range(depth):
@@ -159,7 +166,7 @@ class Isotropic(VisionBackbone):
         self.head = HEADS.build(head, dim, config.num_classes, key=f"{key}.head", **filled_in)
         self.init_weights()
         if self.position is not None:
-            trunc_normal_(self.position, std=0.02)
+            nn.init.trunc_normal_(self.position, std=0.02)
         if self.class_token is not None:
             nn.init.normal_(self.class_token, std=1e-6)
 
@@ -174,12 +181,10 @@ class Isotropic(VisionBackbone):
             return self.position
         if len(grid) == 2:
             prefix = int(self.class_token is not None)
-            return resample_abs_pos_embed(
-                self.position, new_size=list(grid), old_size=list(self.grid), num_prefix_tokens=prefix
-            )
+            table = resampled(self.position[:, prefix:], self.grid, grid)
+            return torch.cat([self.position[:, :prefix], table], 1)
         frames = self.position.unflatten(1, (grid[0], -1)).transpose(1, 2).flatten(2)  # (1, H W, T C)
-        new, old = list(grid[1:]), list(self.grid[1:])
-        frames = resample_abs_pos_embed(frames, new_size=new, old_size=old, num_prefix_tokens=0)
+        frames = resampled(frames, self.grid[1:], grid[1:])
         return frames.unflatten(2, (grid[0], -1)).transpose(1, 2).flatten(1, 2)
 
     def embed(self, x: Tensor) -> Tensor:

@@ -8,13 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from timm.layers import calculate_drop_path_rates
 from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ...mixers import Grid, Mixer, create_mixer
 from ...mixers.registry import check_mixer
-from ..parts.blocks import BLOCKS, outer_mixers
+from ..parts.blocks import BLOCKS, drop_path_rates, outer_mixers
 from ..parts.channel_mixers import CHANNEL_MIXERS
 from ..parts.depth_averaging import DepthAverage, layers_of
 from ..parts.heads import HEADS
@@ -120,7 +119,7 @@ class Pyramid(VisionBackbone):
         blocks = per_stage(config.block, stages, key=f"{key}.block")
         layer_scales = per_stage(config.layer_scale, stages, key=f"{key}.layer_scale")
         res_scales = per_stage(config.res_scale, stages, key=f"{key}.res_scale")
-        drop_paths: Any = calculate_drop_path_rates(config.drop_path, list(config.depths), stagewise=True)
+        rates = iter(drop_path_rates(config.drop_path, sum(config.depths)))
         fusions = per_stage(config.fusion, stages, key=f"{key}.fusion")
         downsamples = [None, *per_stage(config.downsample, stages - 1, key=f"{key}.downsample")]
         size = check_image_size(config.image_size, key=f"{key}.image_size")
@@ -144,7 +143,7 @@ class Pyramid(VisionBackbone):
             elif dim != width:
                 raise ConfigError(f"{key}.downsample: needed, since stage {i} changes the width from {width} to {dim}.")
             built = []
-            for j in range(depth):
+            for _ in range(depth):
                 mixer = create_mixer(name, dim, grid=grid, layer_index=layer, key=path, **options)
                 if 2 not in mixer.axes:
                     raise ConfigError(f'{path}: the mixer "{name}" takes {mixer.axes} grid axes, not an image.')
@@ -158,7 +157,7 @@ class Pyramid(VisionBackbone):
                         channel_mixer=channel_mixers[i],
                         layer_scale=layer_scales[i],
                         res_scale=res_scales[i],
-                        drop_path=drop_paths[i][j],
+                        drop_path=next(rates),
                     )
                 )
                 layer += 1

@@ -5,13 +5,12 @@ Axis letters: B batch, T frames, H height, W width, C channels, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from timm.models import checkpoint
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ...errors import ConfigError
 from ...mixers import Grid, Mixer
@@ -39,6 +38,23 @@ def per_stage(value: Any, stages: int, *, key: str) -> list[Any]:
     if len(value) != stages:
         raise ConfigError(f"{key}: {len(value)} entries for {stages} stages.")
     return list(value)
+
+
+def taken_stages(stages: int, indices: int | Sequence[int] | None) -> tuple[list[int], int]:
+    """Stages to give maps of, counted from 0, and the last one of them.
+
+    Args:
+        stages: how many there are.
+        indices: some of them, negative ones counted from the end; a number of last ones; None for all.
+
+    Raises:
+        ConfigError: a stage that is not there.
+    """
+    count = stages if indices is None else indices
+    wanted = list(range(stages - count, stages)) if isinstance(count, int) else [i + stages * (i < 0) for i in count]
+    if not wanted or not all(0 <= i < stages for i in wanted):
+        raise ConfigError(f"indices: {indices!r} is not among the model's {stages} stages.")
+    return wanted, max(wanted)
 
 
 class VisionBackbone(nn.Module):
@@ -98,7 +114,7 @@ class VisionBackbone(nn.Module):
     def run_layer(self, layer: Callable[..., Tensor], x: Tensor) -> Tensor:
         """Tokens through a block or half of one, with recomputation in backward where it is on."""
         recompute = self.grad_checkpointing and torch.is_grad_enabled() and not torch.jit.is_scripting()
-        return checkpoint(layer, x) if recompute else layer(x)
+        return checkpoint(layer, x, use_reentrant=False) if recompute else layer(x)
 
     def run_blocks(self, stage: Any, x: Tensor, outputs: list[Tensor] | None = None) -> Tensor:
         """Tokens through the blocks of a stage.
@@ -181,7 +197,7 @@ class VisionBackbone(nn.Module):
         """
         if output_fmt not in ("NCHW", "NHWC"):
             raise ConfigError(f'output_fmt="{output_fmt}" is not known. Allowed: NCHW, NHWC.')
-        take, last = feature_take_indices(len(self.stages), indices)
+        take, last = taken_stages(len(self.stages), indices)
         shown: list[Tensor] = []
         size = (x.shape[-2], x.shape[-1])
         carried: list[Tensor] = []
@@ -201,7 +217,7 @@ class VisionBackbone(nn.Module):
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drop what the given features do not need; returns the stage indices."""
-        take, last = feature_take_indices(len(self.stages), indices)
+        take, last = taken_stages(len(self.stages), indices)
         self.stages = self.stages[: last + 1]
         if prune_head:
             self.reset_classifier(0, "")

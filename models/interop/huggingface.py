@@ -1,15 +1,12 @@
-"""Language models as Hugging Face models. Importing this module registers them with transformers' auto classes.
+"""Language models as Hugging Face models. They are registered with transformers' auto classes when these are imported.
 
 Axis letters: B batch, N tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,55 +18,14 @@ from ...mixers.state import reorder_state
 from ..backbones.language import Language, LanguageState
 from ..create import create_model
 from ..registry import build_model, config_of, model_config
-
-
-def keep_kernels_apart() -> None:
-    """Hide this project's folder `kernels` from transformers, which looks for a package of that name.
-
-    The folder can be imported as `kernels` when the repository is the current directory, where Python looks first.
-    """
-    spec = None if "kernels" in sys.modules else importlib.util.find_spec("kernels")
-    if spec is not None and spec.origin and Path(spec.origin).resolve().parent == Path(__file__).parents[2] / "kernels":
-        sys.modules["kernels"] = None  # type: ignore[assignment] - the documented way to say "not there"
-
-
-keep_kernels_apart()
+from .huggingface_config import MixerZooConfig
 
 try:
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PretrainedConfig, PreTrainedModel
+    from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
     from transformers.generation import utils as generation_utils
     from transformers.modeling_outputs import ModelOutput
 except ImportError as error:
     raise ImportError("mixerzoo.models.interop.huggingface needs transformers: pip install 'mixerzoo[text]'") from error
-
-
-class MixerZooConfig(PretrainedConfig):
-    """Configuration of `MixerZooForCausalLM`.
-
-    Attributes:
-        mixerzoo: the model's configuration, as `create_model` takes it: a mapping with `backbone: language`.
-    """
-
-    model_type = "mixerzoo"
-    mixerzoo: dict[str, Any] | None = None
-
-    def _entry(self, name: str) -> Any:
-        return (self.mixerzoo or {}).get(name)
-
-    @property
-    def vocab_size(self) -> Any:
-        """Number of tokens."""
-        return self._entry("vocab_size")
-
-    @property
-    def hidden_size(self) -> Any:
-        """Channels."""
-        return self._entry("dim")
-
-    @property
-    def num_hidden_layers(self) -> Any:
-        """Blocks."""
-        return self._entry("depth")
 
 
 @dataclass
@@ -210,5 +166,6 @@ class MixerZooForCausalLM(PreTrainedModel, GenerationMixin):
         return reorder_state(cache, beam_idx)
 
 
-AutoConfig.register("mixerzoo", MixerZooConfig, exist_ok=True)
-AutoModelForCausalLM.register(MixerZooConfig, MixerZooForCausalLM, exist_ok=True)
+def register() -> None:
+    """Enter the models into transformers' auto classes."""
+    AutoModelForCausalLM.register(MixerZooConfig, MixerZooForCausalLM, exist_ok=True)

@@ -15,9 +15,6 @@ from ...errors import ConfigError, unknown
 from ...kernels import block_sparse_attention, blocks_of_mask
 from ...mixers.attention.block_selection import mean_pooled_blocks
 from ...mixers.attention.permutations import permuted_blocks
-from .huggingface import keep_kernels_apart
-
-keep_kernels_apart()
 
 try:
     from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel

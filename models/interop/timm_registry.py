@@ -97,6 +97,3 @@ def register_all() -> None:
     """Enter all vision models into timm's registry."""
     for name in _vision_models():
         register_model(_entry(name))
-
-
-register_all()

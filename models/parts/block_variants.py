@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ...mixers import Mixer
-from .blocks import BLOCKS, scaled_sum
+from .blocks import BLOCKS, DropPath, scaled_sum
 from .channel_mixers import CHANNEL_MIXERS
 from .norms import NORMS
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 
 from ...errors import ConfigError
@@ -21,6 +20,36 @@ from .norms import NORMS
 BLOCKS = Parts(
     "block", __name__, reserved=("norm", "mixer", "channel_mixer", "layer_scale", "res_scale", "drop_path", "key")
 )
+
+
+class DropPath(nn.Module):
+    """Zero for a random part of the samples in training; the others are scaled so that the mean stays.
+
+    Stochastic depth, Huang et al. (2016), arXiv:1603.09382. timm has the same; its layers cannot be imported without all
+    of its models, which costs every user a second.
+
+    Args:
+        drop_prob: probability that a sample of the batch, the first axis, is dropped.
+    """
+
+    def __init__(self, drop_prob: float) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.drop_prob == 0:
+            return x
+        keep = 1 - self.drop_prob
+        mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep)
+        return x * (mask / keep if keep > 0 else mask)
+
+    def extra_repr(self) -> str:
+        return f"drop_prob={self.drop_prob:g}"
+
+
+def drop_path_rates(last: float, depth: int) -> list[float]:
+    """Probabilities of `depth` blocks, from 0 of the first one to `last`."""
+    return torch.linspace(0, last, depth, device="cpu").tolist()
 
 
 def scaled_sum(x: Tensor, branch: Tensor, res_scale: Tensor | None, layer_scale: Tensor | None) -> Tensor:
@@ -112,7 +141,7 @@ def init_weights(root: nn.Module, std: float | None = 0.02) -> None:
         if isinstance(child, Mixer):
             continue
         if isinstance(child, (nn.Linear, nn.Conv1d, nn.Conv2d)):
-            trunc_normal_(child.weight, std=child.weight[0].numel() ** -0.5 if std is None else std)
+            nn.init.trunc_normal_(child.weight, std=child.weight[0].numel() ** -0.5 if std is None else std)
             if child.bias is not None:
                 nn.init.zeros_(child.bias)
         init_weights(child, std)

@@ -10,19 +10,24 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.layers import DropPath, make_divisible
 from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ...mixers import Mixer
 from ...schema import Parts
-from .blocks import BLOCKS, scaled_sum
+from .blocks import BLOCKS, DropPath, scaled_sum
 from .channel_mixers import CHANNEL_MIXERS
 from .heads import HEADS, LinearHead
 from .norms import ACTIVATIONS, NORMS
 from .stems import STEMS, conv_size
 
 FUSIONS = Parts("fusion", __name__)
+
+
+def divisible(width: int, by: int = 8) -> int:
+    """The multiple of `by` nearest to a width; the next one above where that would lose more than a tenth."""
+    nearest = max(by, (width + by // 2) // by * by)
+    return nearest + by if nearest < 0.9 * width else nearest
 
 
 @NORMS.register("std_layer_norm")
@@ -93,7 +98,7 @@ class InvertedResidual(nn.Module):
     ) -> None:
         super().__init__()
         out = dim if out_dim is None else out_dim
-        hidden = make_divisible(round(dim * ratio), 8)
+        hidden = divisible(round(dim * ratio))
         self.stride = stride
         self.residual = stride == 1 and out == dim
         self.expand = None if ratio == 1 else ConvNorm(dim, hidden, act=act)
