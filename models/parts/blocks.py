@@ -25,8 +25,8 @@ BLOCKS = Parts(
 class DropPath(nn.Module):
     """Zero for a random part of the samples in training; the others are scaled so that the mean stays.
 
-    Stochastic depth, Huang et al. (2016), arXiv:1603.09382. timm has the same; its layers cannot be imported without all
-    of its models, which costs every user a second.
+    Stochastic depth, Huang et al. (2016), arXiv:1603.09382. timm has the same; its layers cannot be imported without
+    all of its models, which costs every user a second.
 
     Args:
         drop_prob: probability that a sample of the batch, the first axis, is dropped.
