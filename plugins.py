@@ -1,10 +1,97 @@
-"""Where parts come from: the modules of a folder, imported so that the parts in them register themselves."""
+"""Where parts come from: the modules of our folders, and plugins, which bring parts from outside of the package.
+
+A plugin is a Python file, a module, or a folder with Python files and configurations (`model/*.yaml`,
+`ablation/*.yaml` and the other groups of `configs/`). It is named in `plugins=[my_mixers.py]`, in the variable
+`MIXERZOO_PLUGINS` (several with commas between them), or by an entry point in the group `mixerzoo.plugins` of an
+installed package.
+
+Its parts register themselves when it is imported, as ours do. Its code, with what it imports from its own folder, is
+part of the identity of the runs that use it; see `used`.
+"""
 
 from __future__ import annotations
 
+import ast
 import functools
+import hashlib
 import importlib
+import importlib.metadata
+import importlib.util
+import linecache
+import os
 import pkgutil
+import sys
+import traceback
+import types
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError
+
+ENVIRONMENT = "MIXERZOO_PLUGINS"
+ENTRY_POINTS = "mixerzoo.plugins"
+# Files that are plugins become modules of these names, which no other module can have.
+_PREFIX = "mixerzoo_plugin_"
+_OURS = __name__.rpartition(".")[0]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A registered part: its kind ("mixer", "norm", ...), its name, and the class or function itself."""
+
+    kind: str
+    name: str
+    value: Any
+
+    @property
+    def is_ours(self) -> bool:
+        return self.value.__module__.split(".")[0] == _OURS
+
+
+@dataclass
+class Plugin:
+    """A loaded plugin.
+
+    Attributes:
+        spec: what loads it in another process: an absolute path or the name of a module.
+        root: the folder that its files are named from.
+        modules: names of its modules, those that were asked for.
+        configs: its YAML files.
+        sources: its code as it was loaded: its own Python files, with what they import from their own folder, and the
+            configurations, each by its name below `root`.
+    """
+
+    spec: str
+    root: Path
+    modules: list[str] = field(default_factory=list)
+    configs: list[Path] = field(default_factory=list)
+    sources: dict[str, bytes] = field(default_factory=dict)
+
+    def read(self) -> None:
+        """Keep the code in mind; a file that is edited later does not change what was loaded."""
+        entries = [Path(str(sys.modules[name].__file__)) for name in self.modules]
+        files = sorted({*_own_files(entries, self.root), *self.configs})
+        self.sources = {path.relative_to(self.root).as_posix(): path.read_bytes() for path in files}
+
+
+PARTS: list[Part] = []
+PLUGINS: dict[str, Plugin] = {}
+
+
+def note(kind: str, name: str, value: Any) -> None:
+    """Keep in mind that a part was registered; all registries say so. The later one of a name counts."""
+    PARTS[:] = [part for part in PARTS if (part.kind, part.name) != (kind, name)]
+    PARTS.append(Part(kind, name, value))
+
+
+def same_place(one: Any, other: Any) -> bool:
+    """Whether two classes or functions are versions of one, as when a notebook's cell or a file is run again."""
+    return (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
+
+
+# -- finding
 
 
 @functools.cache
@@ -16,3 +103,295 @@ def import_all(package: str) -> None:
     """
     for module in pkgutil.walk_packages(importlib.import_module(package).__path__, prefix=f"{package}."):
         importlib.import_module(module.name)
+
+
+_found = False
+
+
+def discover(package: str) -> None:
+    """Import every module below a package, and the plugins that the environment and installed packages name.
+
+    Raises:
+        ConfigError: a plugin that cannot be loaded.
+    """
+    global _found
+    import_all(package)
+    if not _found:
+        _found = True  # before: a plugin may ask for parts itself
+        try:
+            load_plugins(os.environ.get(ENVIRONMENT, "").split(","))
+            for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
+                load_plugins([entry.value.partition(":")[0]])
+        except ConfigError:
+            _found = False
+            raise
+
+
+def load_plugins(specs: Iterable[str], *, key: str = "plugins") -> list[Plugin]:
+    """Load plugins that are not loaded yet; child processes load them, too.
+
+    Args:
+        specs: Python files, folders, or names of modules.
+        key: where they are named, for messages.
+
+    Raises:
+        ConfigError: one that does not exist, has a fault (with its file and line), or registers no part.
+    """
+    loaded = []
+    for spec in (text.strip() for text in specs):
+        if not spec:
+            continue
+        path = Path(spec).expanduser()
+        is_path = path.suffix == ".py" or path.is_dir() or "/" in spec
+        full = str(path.resolve()) if is_path else spec
+        if full not in PLUGINS:
+            before = len(PARTS), {id(part.value) for part in PARTS}
+            plugin = _from_path(Path(full), key=key) if is_path else _from_module(spec, key=key)
+            if not plugin.configs and all(id(part.value) in before[1] for part in PARTS):
+                raise ConfigError(f"{key}: {spec} registers no part.{_unnamed(plugin)}")
+            plugin.read()
+            PLUGINS[full] = plugin
+            said = [s for s in os.environ.get(ENVIRONMENT, "").split(",") if s]
+            os.environ[ENVIRONMENT] = ",".join(dict.fromkeys([*said, full]))
+        loaded.append(PLUGINS[full])
+    return loaded
+
+
+def config_files(group: str) -> dict[str, Path]:
+    """The configurations of a group, such as "model", that plugins bring: name -> file."""
+    return {path.stem: path for plugin in PLUGINS.values() for path in plugin.configs if path.parent.name == group}
+
+
+def _from_path(path: Path, *, key: str) -> Plugin:
+    if path.is_dir():
+        if (path / "__init__.py").is_file():  # a package: under its own name, for its relative imports
+            files, root = [path / "__init__.py"], path.parent
+        else:
+            files, root = sorted(path.glob("*.py")), path
+        plugin = Plugin(str(path), root, configs=sorted(path.glob("*/*.yaml")))
+    elif path.is_file():
+        files, plugin = [path], Plugin(str(path), path.parent)
+    else:
+        raise ConfigError(f"{key}: there is no file or folder {path}.")
+    folder = str(plugin.root)
+    if folder not in sys.path:
+        sys.path.append(folder)  # its own helpers; behind all else, so that it hides nothing
+    for file in files:
+        plugin.modules.append(_import(file, key=key))
+    return plugin
+
+
+def _import(file: Path, *, key: str) -> str:
+    """Import a file as a module of a name of its own; returns the name."""
+    package = file.parent if file.name == "__init__.py" else None
+    name = f"{_PREFIX}{(package or file).stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(
+        name, file, submodule_search_locations=[str(package)] if package else None
+    )
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{key}: {file} is not a Python file.")
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[name]
+        if not isinstance(error, Exception):
+            raise
+        raise _fault(error, file.parent, key=key) from error
+    return name
+
+
+def _from_module(name: str, *, key: str) -> Plugin:
+    sys.path_importer_cache.pop(os.getcwd(), None)  # a file may be younger than the last look
+    try:
+        found = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        found = None
+    if found is None or found.origin is None:
+        hint = f" Did you mean {name}.py?" if Path(f"{name}.py").is_file() else ""
+        raise ConfigError(f"{key}: there is no module {name}, nor a file of this name.{hint}")
+    top = importlib.util.find_spec(name.partition(".")[0])
+    assert top is not None
+    assert top.origin is not None
+    root = Path(top.origin).parent.parent if Path(top.origin).name == "__init__.py" else Path(top.origin).parent
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        raise _fault(error, root, key=key) from error
+    folder = Path(found.origin).parent
+    is_package = Path(found.origin).name == "__init__.py"
+    return Plugin(name, root, [name], sorted(folder.glob("*/*.yaml")) if is_package else [])
+
+
+def _fault(error: Exception, root: Path, *, key: str) -> ConfigError:
+    """An error inside of a plugin as one line, with the place in the plugin's own code."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return ConfigError(f"{key}: {_short(error.filename)}:{error.lineno}: {type(error).__name__}: {error.msg}.")
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if Path(f.filename).is_relative_to(root) and "site-packages" not in f.filename]
+    place = own[-1] if own else frames[-1]
+    what = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, ImportError) and "relative import" in what:
+        what += "; a plugin that is one file imports its neighbours by their names (import helper)"
+    return ConfigError(f"{key}: {_short(place.filename)}:{place.lineno}: {' '.join(what.split())}")
+
+
+def _short(path: str) -> str:
+    """A path as a user writes it, seen from here."""
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
+
+
+def _unnamed(plugin: Plugin) -> str:
+    """What may be missing in a plugin without parts."""
+    for name in plugin.modules:
+        for value in vars(sys.modules[name]).values():
+            if isinstance(value, type) and value.__module__ == name and any(hasattr(c, "axes") for c in value.__mro__):
+                return f' Name its class: class {value.__name__}(Mixer, name="{value.__name__.lower()}").'
+    return ' A mixer is a class: class Mine(Mixer, name="mine").'
+
+
+# -- what a part's code is
+
+
+def _digest(contents: Iterable[tuple[str, bytes]]) -> str:
+    digest = hashlib.sha256()
+    for name, content in contents:
+        digest.update(name.encode() + b"\0" + content + b"\0")
+    return digest.hexdigest()
+
+
+def _own_files(entries: Iterable[Path], root: Path) -> list[Path]:
+    """Python files, and those below `root` that they import, directly or by way of others."""
+    found: dict[Path, None] = {}
+    stack = [path.resolve() for path in entries]
+    while stack:
+        path = stack.pop()
+        if path in found or "site-packages" in path.relative_to(root).parts:
+            continue
+        found[path] = None
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            stack += [file.resolve() for file in _imported_files(node, path, root)]
+    return list(found)
+
+
+def _imported_files(node: ast.AST, path: Path, root: Path) -> Iterator[Path]:
+    """The files below `root` that an import statement of the file `path` names."""
+    if isinstance(node, ast.Import):
+        bases = [(root, alias.name.split(".")) for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+        start = root if not node.level else path.parents[node.level - 1]
+        parts = (node.module or "").split(".") if node.module else []
+        bases = [(start, parts), *((start, [*parts, alias.name]) for alias in node.names)]
+    else:
+        return
+    for start, parts in bases:
+        for i in range(1, len(parts) + 1):
+            place = start.joinpath(*parts[:i])
+            for file in (place.with_suffix(".py"), place / "__init__.py"):
+                if file.is_file() and file.resolve().is_relative_to(root.resolve()):
+                    yield file
+
+
+@dataclass(frozen=True)
+class Code:
+    """The code of parts from outside that a run uses.
+
+    Attributes:
+        spec: what loads it in another process; None for parts of a script or a notebook.
+        parts: kind and name of each.
+        sha256: of the code.
+        sources: name of each file -> its content, to be kept.
+    """
+
+    spec: str | None
+    parts: list[tuple[str, str]]
+    sha256: str
+    sources: dict[str, bytes]
+
+
+def used(names: Collection[str], specs: Iterable[str] = ()) -> list[Code]:
+    """The code from outside that parts of these names are made of, and that of the plugins which are named.
+
+    Args:
+        names: every word of a run's configuration; those that are names of parts from outside count.
+        specs: of plugins that count in any case.
+    """
+    parts = [part for part in PARTS if not part.is_ours and part.name in names]
+    always = {plugin.spec for plugin in load_plugins(specs)}
+    done = []
+    for plugin in PLUGINS.values():
+        own = [part for part in parts if _belongs(part.value.__module__, plugin)]
+        parts = [part for part in parts if part not in own]
+        brings = any(path.stem in names for path in plugin.configs)
+        if own or brings or plugin.spec in always:
+            kinds = [(part.kind, part.name) for part in own]
+            done.append(Code(plugin.spec, kinds, _digest(sorted(plugin.sources.items())), plugin.sources))
+    for module in dict.fromkeys(part.value.__module__ for part in parts):
+        own = [part for part in parts if part.value.__module__ == module]
+        done.append(_code_of_script(module, own))
+    return done
+
+
+def _belongs(module: str, plugin: Plugin) -> bool:
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if module in plugin.modules or file is None:
+        return module in plugin.modules
+    path = Path(file).resolve()
+    return path.is_relative_to(plugin.root) and path.relative_to(plugin.root).as_posix() in plugin.sources
+
+
+def _code_of_script(module: str, parts: list[Part]) -> Code:
+    """Parts that no plugin brought: those of a script, or of a notebook, whose cells are no files."""
+    kinds = [(part.kind, part.name) for part in parts]
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if file is not None and Path(file).suffix == ".py":
+        path = Path(file).resolve()
+        files = sorted(_own_files([path], path.parent))
+        sources = {f.relative_to(path.parent).as_posix(): f.read_bytes() for f in files}
+        spec = None if module == "__main__" else module
+        return Code(spec, kinds, _digest(sources.items()), sources)
+    content: dict[str, bytes] = {}
+    cells: dict[str, None] = {}
+    for part in parts:
+        _collect(part.value, module, content, cells)
+    sources = {f"cell{i}.py": "".join(linecache.getlines(cell)).encode() for i, cell in enumerate(cells)}
+    return Code(None, kinds, _digest(sorted(content.items())), sources)
+
+
+def _collect(value: Any, module: str, content: dict[str, bytes], cells: dict[str, None]) -> None:
+    """What a class or function does, and all that it uses from its own module, by name; and where that stands."""
+    if isinstance(value, (staticmethod, classmethod)):
+        value = value.__func__
+    if isinstance(value, property):
+        value = value.fget
+    if getattr(value, "__module__", None) != module or getattr(value, "__qualname__", None) in content:
+        return
+    if isinstance(value, type):
+        plain = {name: repr(v) for name, v in vars(value).items() if isinstance(v, _CONSTANTS) and name[:2] != "__"}
+        content[value.__qualname__] = repr(sorted(plain.items())).encode()
+        for inner in (*value.__bases__, *vars(value).values()):
+            _collect(inner, module, content, cells)
+    elif isinstance(value, types.FunctionType):
+        cells[value.__code__.co_filename] = None
+        content[value.__qualname__] = _fixed(value.__code__) + repr((value.__defaults__, value.__kwdefaults__)).encode()
+        for name in _names(value.__code__) & value.__globals__.keys():
+            used_there = value.__globals__[name]
+            if isinstance(used_there, _CONSTANTS):
+                content[name] = repr(used_there).encode()
+            else:
+                _collect(used_there, module, content, cells)
+
+
+_CONSTANTS = (bool, int, float, str, bytes, tuple, list, dict, set, frozenset, type(None))
+
+
+def _names(code: types.CodeType) -> set[str]:
+    inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
+    return set(code.co_names).union(*(_names(c) for c in inner))
+
+
+def _fixed(code: types.CodeType) -> bytes:
+    """A function's code without line numbers and the name of its cell."""
+    constants = [_fixed(c) if isinstance(c, types.CodeType) else repr(c).encode() for c in code.co_consts]
+    return b"\0".join([code.co_code, *constants, *(n.encode() for n in (*code.co_names, *code.co_varnames))])

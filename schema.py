@@ -8,8 +8,8 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from . import plugins
 from .errors import ConfigError, did_you_mean, unknown
-from .plugins import import_all
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -112,16 +112,18 @@ class Parts:
     @property
     def entries(self) -> dict[str, Callable[..., Any]]:
         """All parts by name, after importing every module of the folder."""
-        import_all(self.package)
+        plugins.discover(self.package)
         return self._entries
 
     def register(self, name: str) -> Callable[[Any], Any]:
         """Decorator that enters a class or function under a name; a name can be used once."""
 
         def enter(part: Any) -> Any:
-            if name in self._entries:
-                raise ConfigError(f'{self.kind} "{name}" exists already: {self._entries[name]}.')
+            other = self._entries.get(name)
+            if other is not None and not plugins.same_place(other, part):
+                raise ConfigError(f'{self.kind} "{name}" exists already: {other.__module__}.{other.__qualname__}.')
             self._entries[name] = part
+            plugins.note(self.kind, name, part)
             return part
 
         return enter

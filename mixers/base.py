@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .. import plugins
 from ..errors import ConfigError
 from .state import keep_rows
 
@@ -84,7 +85,7 @@ class Mixer(nn.Module):
         if name is None:  # a shared base of several mixers
             return
         other = MIXERS.get(name)
-        if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+        if other is not None and not plugins.same_place(other, cls):
             raise ConfigError(
                 f'mixer "{name}" exists already: {other.__module__}.{other.__qualname__}; '
                 f"{cls.__module__}.{cls.__qualname__} needs another name."
@@ -97,6 +98,7 @@ class Mixer(nn.Module):
                 )
         cls.name = name
         MIXERS[name] = cls
+        plugins.note("mixer", name, cls)
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Mix tokens `(B, *grid, C)` and return the same shape."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ConfigError, unknown
-from ..plugins import import_all
+from ..plugins import discover as discover_parts
 from ..schema import check_options, keyword_options, split_spec
 from .base import MIXERS, Grid, Mixer
 from .orders.ordered import Ordered
@@ -22,7 +22,7 @@ ORDER_OPTIONS = keyword_options(Ordered, (*RESERVED, "can_be_causal", "key"))
 
 def discover() -> dict[str, type[Mixer]]:
     """All mixers, after importing every module of this folder."""
-    import_all(__name__.rpartition(".")[0])
+    discover_parts(__name__.rpartition(".")[0])
     return MIXERS
 
 

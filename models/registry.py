@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from ..errors import ConfigError, unknown
+from ..plugins import config_files, discover
 from ..schema import build_dataclass
 from .backbones.isotropic import Isotropic
 from .backbones.language import Language
@@ -26,8 +27,14 @@ BACKBONES: dict[str, type[nn.Module]] = {"pyramid": Pyramid, "isotropic": Isotro
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of the models in `configs/model/` that match a shell pattern, e.g. `list_models("caformer_*")`."""
-    return sorted(p.stem for p in CONFIGS.glob("*.yaml") if fnmatch.fnmatch(p.stem, pattern))
+    """Names of all models, those of plugins too, that match a shell pattern, e.g. `list_models("caformer_*")`."""
+    return sorted(name for name in _files() if fnmatch.fnmatch(name, pattern))
+
+
+def _files() -> dict[str, Path]:
+    """Configurations by name: ours, and those that plugins bring."""
+    discover(f"{__name__.rpartition('.')[0]}.parts")
+    return {path.stem: path for path in CONFIGS.glob("*.yaml")} | config_files("model")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -68,9 +75,12 @@ def model_config(name_or_config: str | Path | Mapping[str, Any]) -> dict[str, An
     if text.endswith((".yaml", ".yml")):
         return model_config(_read_yaml(Path(text)))
     path = CONFIGS / f"{text}.yaml"
-    if "/" in text or not path.is_file():
-        raise unknown("model", text, list_models(), limit=12)
-    return copy.deepcopy(_read_own(path))
+    if "/" not in text and path.is_file():
+        return copy.deepcopy(_read_own(path))
+    files = _files()
+    if text not in files:
+        raise unknown("model", text, files, limit=12)
+    return model_config(_read_yaml(files[text]))
 
 
 def apply_overrides(config: dict[str, Any], overrides: Mapping[str, Any], *, key: str = "model") -> dict[str, Any]:

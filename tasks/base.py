@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from .. import plugins
 from ..errors import ConfigError, unknown
-from ..plugins import import_all
 from ..schema import check_options, keyword_options
 
 Batch = dict[str, Tensor]
@@ -58,13 +58,14 @@ class Task:
         if name is None:  # a shared base of several tasks
             return
         other = TASKS.get(name)
-        if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+        if other is not None and not plugins.same_place(other, cls):
             raise ConfigError(f'task "{name}" exists already: {other.__module__}.{other.__qualname__}.')
         for parameter in list(inspect.signature(cls.__init__).parameters.values())[1:]:
             if cls.__init__ is not object.__init__ and parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
                 raise ConfigError(f'task "{name}": the option "{parameter.name}" must be keyword-only.')
         cls.name = name
         TASKS[name] = cls
+        plugins.note("task", name, cls)
 
     # -- data
 
@@ -168,7 +169,7 @@ class Task:
 
 def discover() -> dict[str, type[Task]]:
     """All tasks, after importing every module of this folder."""
-    import_all(__name__.rpartition(".")[0])
+    plugins.discover(__name__.rpartition(".")[0])
     return TASKS
 
 

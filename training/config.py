@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from .. import plugins
 from ..errors import ConfigError, unknown
-from ..models import model_config
+from ..models import list_models, model_config
 from ..models.registry import backbone_class
 from ..schema import build_dataclass, keyword_options
 
@@ -18,7 +19,8 @@ PACKAGE = Path(__file__).resolve().parent.parent
 CONFIGS = PACKAGE / "configs"
 
 # Where a run is written and how it shows itself does not change what it computes.
-NOT_IDENTITY = ("output_dir", "run_dir", "resume", "progress", "tracker")
+# Plugins count by their code, not by where it lies.
+NOT_IDENTITY = ("output_dir", "run_dir", "resume", "progress", "tracker", "plugins")
 
 
 @dataclass(kw_only=True)
@@ -100,6 +102,7 @@ class RunConfig:
         resume: None, "auto", or a run's folder.
         tracker: Accelerate's tracker by name; None for none.
         progress: show a progress bar.
+        plugins: files, folders or modules with parts from outside of the package, see `plugins.load_plugins`.
     """
 
     model_name: str | None
@@ -115,6 +118,7 @@ class RunConfig:
     resume: str | None
     tracker: str | None
     progress: bool
+    plugins: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain containers, for YAML."""
@@ -196,19 +200,44 @@ def code_version() -> str:
     return digest.hexdigest()
 
 
+def _words(value: Any) -> set[str]:
+    if isinstance(value, Mapping):
+        return set().union(*map(_words, value.values())) if value else set()
+    if isinstance(value, (list, tuple)):
+        return set().union(*map(_words, value)) if value else set()
+    return {value} if isinstance(value, str) else set()
+
+
+def outside_code(config: RunConfig) -> list[plugins.Code]:
+    """The code of the parts from outside of the package that a run uses, with all plugins that it names."""
+    values = config.as_dict()
+    named = {key: values[key] for key in ("model_name", "model", "mixer", "task", "optimizer")}
+    return plugins.used(_words(named), config.plugins)
+
+
 def identity(config: RunConfig, code: str | None = None) -> str:
     """What tells runs apart: a hash (16 hex digits) of the resolved configuration, the seed in it, and the code.
+
+    The code is ours and that of every part from outside which the configuration names.
 
     Args:
         config: of the run.
         code: version of the code; by default `code_version()`.
     """
     values = {k: v for k, v in config.as_dict().items() if k not in NOT_IDENTITY}
-    content = json.dumps({"config": values, "code": code or code_version()}, sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+    content: dict[str, Any] = {"config": values, "code": code or code_version()}
+    outside = outside_code(config)
+    if outside:
+        content["outside"] = sorted(part.sha256 for part in outside)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def run_name(config: RunConfig, identifier: str) -> str:
     """Name of a run's folder: task, model, mixer, seed and the beginning of the identity."""
     mixer = "" if config.mixer is None else f"-{config.mixer.get('name')}"
+    pattern = config.model.get("mixer")
+    name = config.model_name
+    own = model_config(name).get("mixer") if name in list_models() else None
+    if config.mixer is None and isinstance(pattern, list) and pattern != own:
+        mixer = "-" + "-".join(m if isinstance(m, str) else str(m.get("name")) for m in pattern)[:60]
     return f"{config.task.get('name')}-{config.model_name or 'model'}{mixer}-seed{config.seed}-{identifier[:8]}"

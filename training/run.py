@@ -16,7 +16,7 @@ from ..models import create_model
 from ..tasks import Task, create_task
 from . import run_folder as report
 from .checkpoint import find_checkpoint
-from .config import RunConfig, code_version, identity, model_options, run_name
+from .config import RunConfig, code_version, identity, model_options, outside_code, run_name
 from .cost import (
     count_parameters,
     measure_activation_bytes,
@@ -222,10 +222,12 @@ def run(config: RunConfig, *, task: Task | None = None, code: str | None = None,
     )
     if checkpoint is not None:
         trainer.restore(checkpoint)
+    kept: list[dict[str, Any]] = []
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "config.yaml").exists():
             report.write_config(folder / "config.yaml", replace(config, resume=None).as_dict())
+        kept = report.keep_code(folder, outside_code(config))
         report.append_line(folder / "identity.jsonl", {"identity": identifier, "code": code, "step": trainer.step})
     accelerator.wait_for_everyone()
     if config.tracker is not None:
@@ -258,6 +260,7 @@ def run(config: RunConfig, *, task: Task | None = None, code: str | None = None,
         "train_seconds": trainer.seconds,
         "peak_memory_bytes": peak_memory_bytes(accelerator.device),
         "processes": accelerator.num_processes,
+        "plugins": kept,
         "device": str(accelerator.device),
         "data": {"sha256": task.fingerprint(), "sizes": {s: task.size(s) for s in task.splits()}},
         "environment": report.environment(),

@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from ..errors import ConfigError
+from ..plugins import Code
 from .config import PACKAGE
 
 
@@ -80,6 +81,22 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return lines
+
+
+def keep_code(folder: Path, codes: Sequence[Code]) -> list[dict[str, Any]]:
+    """Write the code of parts from outside into a run's folder; returns what is said of it in the summary."""
+    said = []
+    for i, code in enumerate(codes):
+        place = folder / "plugins" / str(i)
+        for name, content in code.sources.items():
+            path = place / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        parts = [{"kind": kind, "name": name} for kind, name in code.parts]
+        said.append({"spec": code.spec, "parts": parts, "sha256": code.sha256, "kept": f"plugins/{i}"})
+    if said:
+        write_json(folder / "plugins" / "plugins.json", {"plugins": said})
+    return said
 
 
 def keep_lines(path: Path, last_step: int) -> None:

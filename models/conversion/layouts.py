@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...plugins import import_all
+from ...plugins import discover
 
 StateDict = dict[str, Tensor]
 
@@ -40,5 +40,5 @@ def register_layout(layout: Layout) -> None:
 
 def layouts() -> list[Layout]:
     """All layouts, after importing every module of this folder."""
-    import_all(__name__.rpartition(".")[0])
+    discover(__name__.rpartition(".")[0])
     return LAYOUTS

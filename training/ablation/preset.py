@@ -6,14 +6,16 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from hydra.core.override_parser.types import Override
 
+from ... import plugins
 from ...errors import ConfigError, unknown
 from ...schema import build_dataclass
-from ..cli.compose import OWN, parse_overrides
+from ..cli.compose import OWN, load_named_plugins, parse_overrides
 from ..config import CONFIGS
 
 # Settings of the command line that say how, not what: they are not part of a plan.
@@ -136,7 +138,12 @@ class Ablation:
 
 def list_ablations() -> list[str]:
     """Names of the presets in `configs/ablation/`."""
-    return sorted(path.stem for path in (CONFIGS / "ablation").glob("*.yaml"))
+    return sorted(_presets())
+
+
+def _presets() -> dict[str, Path]:
+    """The presets by name: ours, and those that plugins bring."""
+    return {path.stem: path for path in (CONFIGS / "ablation").glob("*.yaml")} | plugins.config_files("ablation")
 
 
 def read_preset(name: str) -> dict[str, Any]:
@@ -145,9 +152,10 @@ def read_preset(name: str) -> dict[str, Any]:
     Raises:
         ConfigError: no such preset, or a damaged file.
     """
-    if name not in list_ablations():
-        raise unknown("ablation", name, list_ablations())
-    path = CONFIGS / "ablation" / f"{name}.yaml"
+    presets = _presets()
+    if name not in presets:
+        raise unknown("ablation", name, presets)
+    path = presets[name]
     try:
         content = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
@@ -202,6 +210,7 @@ def from_command_line(overrides: Sequence[str]) -> Ablation:
     Raises:
         ConfigError: an unknown preset or key, or a value that does not fit.
     """
+    load_named_plugins(overrides)
     parsed = parse_overrides(overrides)
     names = [o.value() for o in parsed if o.key_or_group == "ablation"]
     if len(names) > 1 or (names and not isinstance(names[0], str)):

@@ -17,6 +17,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
+from ... import plugins
 from ...errors import ConfigError, unknown
 from ...mixers import list_mixers, mixer_options
 from ...models import list_models, model_config
@@ -27,12 +28,13 @@ GROUPS = ("model", "mixer", "task", "optimizer")
 # Entries of a model that the data decide. A model file gives native values only; what a user says must agree.
 FROM_DATA = ("num_classes", "in_chans", "image_size", "frames", "vocab_size", "sequence_length", "objective")
 
-# The choice of `mixer=` that stands for null, the model's own: Hydra cannot sweep over null.
-OWN = "own"
+# The choice of `mixer=` that stands for null, the model's own: Hydra cannot sweep over null. No word that a user says.
+OWN = "_own_"
 
 
 def _without_file(group: str, names: Iterable[str]) -> list[str]:
-    return [name for name in names if not (CONFIGS / group / f"{name}.yaml").exists()]
+    from_plugins = plugins.config_files(group)
+    return [name for name in names if not (CONFIGS / group / f"{name}.yaml").exists() and name not in from_plugins]
 
 
 def _defaults(options: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
@@ -47,10 +49,16 @@ def _defaults(options: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
 
 
 def register_groups() -> None:
-    """Make every registered mixer, task and timm optimizer without a YAML file a choice of its Hydra group."""
+    """Make every registered mixer, task and timm optimizer without a YAML file a choice of its Hydra group.
+
+    So do the YAML files that plugins bring.
+    """
     from timm.optim import list_optimizers
 
     store = ConfigStore.instance()
+    for group in GROUPS:
+        for name, path in plugins.config_files(group).items():
+            store.store(group=group, name=name, node=_read_model(path) if group == "model" else _read_yaml(group, path))
     store.store(group="mixer", name=OWN, node={})
     for name in _without_file("mixer", list_mixers()):
         store.store(group="mixer", name=name, node={"name": name, **_defaults(mixer_options(name))})
@@ -61,14 +69,18 @@ def register_groups() -> None:
         store.store(group="optimizer", name=name, node={"name": name, "lr": 1e-3, "weight_decay": 0.05})
 
 
-def _read_model(path: Path) -> dict[str, Any]:
+def _read_yaml(group: str, path: Path) -> dict[str, Any]:
     try:
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"model: {path} is not a readable YAML file: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{group}: {path} is not a readable YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"model: {path} holds no mapping.")
-    return model_config({str(key): value for key, value in content.items()})
+        raise ConfigError(f"{group}: {path} holds no mapping.")
+    return {str(key): value for key, value in content.items()}
+
+
+def _read_model(path: Path) -> dict[str, Any]:
+    return model_config(_read_yaml("model", path))
 
 
 def _model_files(value: str) -> str:
@@ -106,15 +118,32 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
     return done
 
 
+def load_named_plugins(overrides: Sequence[str]) -> None:
+    """Load what `plugins=` names on a command line, before anything asks which parts there are.
+
+    Raises:
+        ConfigError: a plugin that cannot be loaded, or a value that is no list of names.
+    """
+    for override in parse_overrides([text for text in overrides if text.split("=")[0] == "plugins"]):
+        value = override.value()
+        value = [value] if isinstance(value, str) else value
+        if not isinstance(value, list) or not all(isinstance(spec, str) for spec in value):
+            raise ConfigError(f"plugins: {override.input_line} is not a list of files or modules: plugins=[FILE.py].")
+        plugins.load_plugins(value)
+
+
 def rewrite(overrides: Sequence[str]) -> list[str]:
-    """What a user writes in the form that Hydra needs.
+    """What a user writes in the form that Hydra needs; plugins are loaded.
 
     Options of models, mixers, tasks and optimizers may be set whether or not their file names them (they are checked
     against the schema of the part that was chosen); `model=FILE.yaml` works; `mixer=[a,b]` is a pattern over the model.
     """
+    load_named_plugins(overrides)
     done = []
     for text, override in zip(overrides, parse_overrides(overrides), strict=True):
         key, _, value = text.partition("=")
+        if key == "plugins" and not value.startswith("["):
+            text = f"plugins=[{value}]"
         section = key.split(".")[0]
         if override.type == OverrideType.CHANGE and key == "mixer" and not value.startswith(("[", "{")):
             text = f"mixer={','.join(OWN if choice == 'null' else choice for choice in value.split(','))}"
@@ -158,7 +187,10 @@ def _explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
     """Hydra's error as ours."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        return unknown(group or "config", name, error.options or (), limit=60)
+        problem = unknown(group or "config", name, [o for o in error.options or () if o != OWN], limit=60)
+        if group in ("mixer", "task", "model"):
+            problem = ConfigError(f"{problem} One of your own: plugins=[FILE.py] {group}=NAME.")
+        return problem
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, (ConfigKeyError, AttributeError)) and getattr(cause, "full_key", None):
@@ -201,6 +233,7 @@ def finalise(config: DictConfig, choices: Mapping[str, Any], overrides: Sequence
         if not values.get(group):
             raise ConfigError(f"{group}: nothing is chosen; say {group}=NAME.")
     values["model_name"] = values.get("model_name") or choices.get("model")
+    values["plugins"] = [plugin.spec for plugin in plugins.load_plugins(values.get("plugins") or [])]
     return parse(values)
 
 
@@ -210,8 +243,9 @@ def compose_config(overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: anything that does not fit, with the full path of its key.
     """
+    rewritten = rewrite(overrides)
     register_groups()
-    return compose_rewritten(rewrite(overrides))
+    return compose_rewritten(rewritten)
 
 
 def compose_rewritten(overrides: Sequence[str]) -> RunConfig:

@@ -41,11 +41,13 @@ def _resume_path(overrides: Sequence[str]) -> str | None:
 def _resumed(folder: str, overrides: Sequence[str]) -> Any:
     from pathlib import Path
 
+    from ...plugins import load_plugins
     from ..config import parse
     from ..run_folder import read_config
     from .compose import parse_overrides
 
     values = read_config(Path(folder)) | {"resume": folder}
+    load_plugins(values.get("plugins") or [])
     for override in parse_overrides(overrides):
         if override.key_or_group in ("progress", "tracker"):
             values[override.key_or_group] = override.value()
@@ -92,8 +94,8 @@ def _start(arguments: Sequence[str]) -> int:
 
         run(_resumed(folder, overrides))
         return 0
-    register_groups()
     rewritten = rewrite(overrides)
+    register_groups()
     if flags:
         _sweep(rewritten)
     else:

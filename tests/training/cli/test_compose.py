@@ -154,7 +154,7 @@ def test_identity_changes_with_each_of_config_code_and_seed(monkeypatch, tmp_pat
 
 def test_code_version_covers_the_package():
     assert code_version() == code_version()
-    assert Path(config_module.__file__).parent.parent == config_module.PACKAGE
+    assert Path(config_module.__file__).resolve().parent.parent == config_module.PACKAGE
 
 
 def test_sweeps_are_expanded():
