@@ -1,7 +1,7 @@
 """Write the tables of `docs/kernels.md`: `python -m mixerzoo.tools.kernel_docs [--roofline]`.
 
 The traffic table is measured anew in Triton's interpreter (about two minutes); `--roofline` rewrites only the table of
-costs, which is arithmetic.
+costs, which is arithmetic. Both write `kernels/__init__.pyi`, the public names of all ops for type checkers.
 """
 
 from __future__ import annotations
@@ -10,10 +10,14 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+from ..kernels.common import public
 from ..kernels.common.costs import GPUS
 from ..kernels.common.discovery import find_cases, find_rooflines
 from .traffic import DOCUMENT, measure, run_interpreted
+
+STUB = Path(public.__file__).parents[1] / "__init__.pyi"
 
 
 def traffic_table() -> str:
@@ -63,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.roofline:
         text = replaced(text, "traffic", traffic_table())
     DOCUMENT.write_text(text)
+    STUB.write_text(public.stub())
     return 0
 
 

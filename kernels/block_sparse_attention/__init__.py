@@ -12,32 +12,14 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError
-from ..common.chunking import check_shape
-from ..common.dispatch import choose_backend
-from .blocks import (
-    Blocks,
-    blocks_of_lists,
-    blocks_of_mask,
-    check_blocks,
-    check_permutation,
-    mask_of_blocks,
-    rows_of,
-    transposed,
-)
-from .problem import Problem, expand_heads
+from ..common.chunking import keys_limit
+from ..common.dispatch import Op, check_shapes
+from .blocks import Blocks, blocks_of_lists, blocks_of_mask, check_blocks, check_permutation
+from .problem import Problem
 
-__all__ = [
-    "Blocks",
-    "block_sparse_attention",
-    "blocks_of_lists",
-    "blocks_of_mask",
-    "expand_heads",
-    "mask_of_blocks",
-    "rows_of",
-    "transposed",
-]
+__all__ = ["Blocks", "block_sparse_attention", "blocks_of_lists", "blocks_of_mask"]
 
-_OP = "block_sparse_attention"
+_OP = Op("block_sparse_attention", __name__, limit=keys_limit, empty="reference")
 
 
 def block_sparse_attention(
@@ -95,17 +77,14 @@ def block_sparse_attention(
             permutation and block numbers out of range.
         RuntimeError: a backend that cannot run here.
     """
-    check_shape(_OP, "q", q, (None, None, None, None), "B, N, H, D")
-    batch, queries, heads, size = q.shape
-    check_shape(_OP, "k", k, (batch, None, None, size), "B, M, G, D")
-    keys, groups = k.shape[1:3]
-    check_shape(_OP, "v", v, (batch, keys, groups, size), "B, M, G, D")
+    sizes = check_shapes(_OP.name, q=("B N H D", q), k=("B M G D", k), v=("B M G D", v))
+    batch, queries, heads, size, keys, groups = (sizes[x] for x in "BNHDMG")
     if groups < 1 or heads % groups:
-        raise ConfigError(f"{_OP}: the {groups} key-value heads of k do not divide the {heads} heads of q.")
+        raise ConfigError(f"{_OP.name}: the {groups} key-value heads of k do not divide the {heads} heads of q.")
     if window is not None and window < 1:
-        raise ConfigError(f"{_OP}: window={window} is not positive.")
+        raise ConfigError(f"{_OP.name}: window={window} is not positive.")
     if global_keys is not None and window is None:
-        raise ConfigError(f"{_OP}: global_keys have no effect without window.")
+        raise ConfigError(f"{_OP.name}: global_keys have no effect without window.")
     check_blocks(blocks, batch, heads, groups, queries, keys)
     check_permutation("q_index", q_index, batch, (1, heads), queries)
     check_permutation("k_index", k_index, batch, (1, groups, heads), keys)
@@ -115,12 +94,16 @@ def block_sparse_attention(
         ("key_positions", key_positions, keys),
     ):  # fmt: skip
         if tensor is not None and (tensor.ndim != 2 or tensor.shape[0] not in (1, batch) or tensor.shape[1] != length):
-            raise ConfigError(f"{_OP}: {name} has shape {tuple(tensor.shape)}; it must be ({batch} or 1, {length}).")
+            raise ConfigError(
+                f"{_OP.name}: {name} has shape {tuple(tensor.shape)}; it must be ({batch} or 1, {length})."
+            )
     if key_document_ids is not None and document_ids is None:
-        raise ConfigError(f"{_OP}: key_document_ids need document_ids.")
+        raise ConfigError(f"{_OP.name}: key_document_ids need document_ids.")
     if document_ids is not None and key_document_ids is None:
         if queries != keys:
-            raise ConfigError(f"{_OP}: {queries} queries and {keys} keys need key_document_ids beside document_ids.")
+            raise ConfigError(
+                f"{_OP.name}: {queries} queries and {keys} keys need key_document_ids beside document_ids."
+            )
         key_document_ids = document_ids
     if key_mask is not None:  # padding is a document that no query has
         if document_ids is None or key_document_ids is None:
@@ -144,12 +127,5 @@ def block_sparse_attention(
         None if q_index is None else q_index.long(),
         None if k_index is None else k_index.long(),
     )
-    chosen = choose_backend(_OP, backend, q, k, v, blocks.offsets, blocks.ids)
-    if q.numel() == 0 or keys == 0 or chosen == "reference":
-        from .reference import block_sparse_attention_reference as run
-    elif chosen == "triton":
-        from .triton import block_sparse_attention_triton as run
-    else:
-        from .eager import block_sparse_attention_eager as run
-    y, lse = run(q, k, v, problem)
+    y, lse = _OP(backend, q, k, v, problem)
     return (y, lse) if return_lse else y

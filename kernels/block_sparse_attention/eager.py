@@ -22,6 +22,7 @@ from ..common.registration import register_op
 from .blocks import Blocks
 from .eager_tables import Layout, Lists, Rules, batches, cut, hide, layout_of, split, uncut
 from .problem import Problem
+from .reference import block_sparse_attention_reference
 
 LOG2E = math.log2(math.e)
 _FUSED = "_scaled_dot_product_flash_attention_for_cpu"
@@ -162,10 +163,7 @@ def _forward(
     return y.to(v.dtype).contiguous(), lse.transpose(1, 2).contiguous()
 
 
-def _forward_fake(
-    q, k, v, offsets, ids, block_q, block_k, scale, causal, window, q_pos, k_pos, q_doc, k_doc, k_global, q_index,
-    k_index,
-):  # fmt: skip
+def _forward_fake(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     return v.new_empty(q.shape), q.new_empty(q.shape[0], q.shape[2], q.shape[1], dtype=dtype)
 
@@ -242,28 +240,6 @@ def _fused_gradients(
         dv.index_add_(0, flat, found[2].reshape(len(flat), -1))
 
 
-def _backward_fake(dy, dlse, y, lse, q, k, v, *_):
-    return tuple(torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
-
-
-def save(ctx, inputs, output):
-    """Keep the inputs, the outputs and the log-sum-exp."""
-    q, k, v, offsets, ids, block_q, block_k, scale, causal, window, *rest = inputs
-    ctx.numbers = (block_q, block_k, scale, causal, window)
-    ctx.save_for_backward(*output, q, k, v, offsets, ids, *rest)
-
-
-def gradient(backward):
-    """The autograd formula of an implementation's backward operator."""
-
-    def formula(ctx, dy, dlse):
-        y, lse, q, k, v, offsets, ids, *rest = ctx.saved_tensors
-        grads = backward(dy, dlse, y, lse, q, k, v, offsets, ids, *ctx.numbers, *rest)
-        return (*grads, *(None,) * 14)
-
-    return formula
-
-
 def forward_flops(q, k, v, offsets, ids, block_q, block_k, *_, out_shape=None, **kwargs) -> int:
     """Two products over every active block; `ids` counts them, for all batch elements and heads that share lists."""
     shared = q[0] // offsets[0] * (q[2] // offsets[1])
@@ -275,10 +251,14 @@ def backward_flops(dy, dlse, y, lse, *rest, out_shape=None, **kwargs) -> int:
     return forward_flops(*rest) * 5 // 2
 
 
-_backward_op = register_op("block_sparse_attention_eager_backward", _backward, _backward_fake, flops=backward_flops)
+def _plain(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return block_sparse_attention_reference(q, k, v, Problem(Blocks(*rest[:4]), *rest[4:]))
+
+
+_backward_op = register_op("block_sparse_attention_eager_backward", _backward, "q k v", flops=backward_flops)
 _forward_op = register_op(
-    "block_sparse_attention_eager", _forward, _forward_fake, save=save, backward=gradient(_backward_op),
-    flops=forward_flops,
+    "block_sparse_attention_eager", _forward, _forward_fake,
+    outputs="y lse", gradient=_backward_op, wrt="q k v", plain=_plain, flops=forward_flops,
 )  # fmt: skip
 
 

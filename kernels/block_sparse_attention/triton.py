@@ -18,9 +18,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.registration import register_op
-from ..common.tiles import block, check_sizes, dot, given, precision
+from ..common.tiles import block, common_dtype, dot, given, precision
 from .blocks import Blocks, transposed
-from .eager import backward_flops, forward_flops, gradient, save
+from .eager import backward_flops, forward_flops
 from .problem import Problem, expand_heads, units_of
 from .triton_tiles import key_columns, load_rows, number_of, query_rows, store_rows, visible
 
@@ -322,19 +322,15 @@ def _backward(
     return dq, dk, dv
 
 
-def _backward_fake(dy, dlse, y, lse, q, k, v, *_):
-    return tuple(torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
-
-
-_backward_op = register_op("block_sparse_attention_triton_backward", _backward, _backward_fake, flops=backward_flops)
+_backward_op = register_op("block_sparse_attention_triton_backward", _backward, "q k v", flops=backward_flops)
 _forward_op = register_op(
-    "block_sparse_attention_triton", _forward, _forward_fake, save=save, backward=gradient(_backward_op),
-    flops=forward_flops,
+    "block_sparse_attention_triton", _forward, _forward_fake,
+    outputs="y lse", gradient=_backward_op, wrt="q k v", flops=forward_flops,
 )  # fmt: skip
 
 
 def block_sparse_attention_triton(q: Tensor, k: Tensor, v: Tensor, p: Problem) -> tuple[Tensor, Tensor]:
     """Outputs (B, N, H, D) and log-sum-exp (B, H, N); see `block_sparse_attention`."""
-    dtype = check_sizes("block_sparse_attention", k.shape[3], q, k, v)
+    dtype = common_dtype(q, k, v)
     y, lse = _forward_op(q.to(dtype), k.to(dtype), v.to(dtype), *p.blocks, *p[1:])
     return y.to(v.dtype), lse

@@ -5,28 +5,23 @@ B batch, L tokens, C channels, K taps.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from ...errors import ConfigError, unknown
-from ..common.dispatch import choose_backend
+from ...errors import unknown
+from ..common.dispatch import Op, check_shapes
 
 __all__ = ["causal_conv1d", "causal_conv1d_step"]
 
 ACTIVATIONS = ("silu",)
 
 
-def _check(op: str, activation: str | None, expected: dict[str, tuple[Tensor | None, tuple[int, ...]]]) -> None:
+_CONV = Op("causal_conv1d", __name__)
+_STEP = Op("causal_conv1d_step", __name__, gradient=False, eager="reference")
+
+
+def _check_activation(op: str, activation: str | None) -> None:
     if activation is not None and activation not in ACTIVATIONS:
         raise unknown(f"{op}: activation", activation, ["None", *ACTIVATIONS])
-    for name, (tensor, shape) in expected.items():
-        if tensor is not None and tuple(tensor.shape) != shape:
-            raise ConfigError(f"{op}: {name} has shape {tuple(tensor.shape)}; expected {shape}.")
-
-
-def _available(x: Tensor) -> tuple[str, ...]:
-    """The kernels compute in float32 and so do not take float64."""
-    return ("eager", "reference") if x.dtype == torch.float64 else ("triton", "eager", "reference")
 
 
 def causal_conv1d(
@@ -62,32 +57,18 @@ def causal_conv1d(
         ConfigError: shapes that do not fit each other, or an unknown activation.
         RuntimeError: a backend that cannot run here.
     """
-    if x.dim() != 3 or weight.dim() != 2 or weight.shape[1] < 1:
-        raise ConfigError(
-            f"causal_conv1d: x and weight must be (B, L, C) and (C, K >= 1); got {tuple(x.shape)} and "
-            f"{tuple(weight.shape)}."
-        )
-    batch, length, channels = x.shape
-    taps = weight.shape[1]
-    expected = {
-        "weight": (weight, (channels, taps)),
-        "bias": (bias, (channels,)),
-        "initial_state": (initial_state, (batch, taps - 1, channels)),
-        "document_ids": (document_ids, (batch, length)),
-    }
-    _check("causal_conv1d", activation, expected)
-    if length == 0:
-        document_ids = None
-    chosen = choose_backend(
-        "causal_conv1d", backend, x, weight, bias, initial_state, document_ids, available=_available(x)
+    _check_activation("causal_conv1d", activation)
+    sizes = check_shapes(
+        "causal_conv1d",
+        x=("B L C", x),
+        weight=("C K", weight),
+        bias=("C", bias),
+        initial_state=("B K-1 C", initial_state),
+        document_ids=("B L", document_ids),
     )
-    if chosen == "triton":
-        from .triton import causal_conv1d_triton as run
-    elif chosen == "eager":
-        from .eager import causal_conv1d_eager as run
-    else:
-        from .reference import causal_conv1d_reference as run
-    y, state = run(x, weight, bias, activation, initial_state, document_ids)
+    if sizes["L"] == 0:
+        document_ids = None
+    y, state = _CONV(backend, x, weight, bias, activation, initial_state, document_ids)
     return (y, state) if return_final_state else y
 
 
@@ -117,28 +98,8 @@ def causal_conv1d_step(
     Raises:
         ConfigError: shapes that do not fit each other, or an unknown activation.
     """
-    if x_t.dim() != 2 or weight.dim() != 2 or weight.shape[1] < 1:
-        raise ConfigError(
-            f"causal_conv1d_step: x_t and weight must be (B, C) and (C, K >= 1); got {tuple(x_t.shape)} and "
-            f"{tuple(weight.shape)}."
-        )
-    batch, channels = x_t.shape
-    taps = weight.shape[1]
-    expected = {
-        "weight": (weight, (channels, taps)),
-        "bias": (bias, (channels,)),
-        "state": (state, (batch, taps - 1, channels)),
-    }
-    _check("causal_conv1d_step", activation, expected)
-    tensors = (x_t, weight, bias, state)
-    chosen = choose_backend("causal_conv1d_step", backend, *tensors, available=_available(x_t))
-    if chosen == "triton" and torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
-        if backend == "triton":
-            raise RuntimeError('causal_conv1d_step: backend "triton" has no gradient; use torch.no_grad().')
-        chosen = "eager"
-    if chosen == "triton":
-        from .triton import causal_conv1d_step_triton as run
-    else:
-        from .reference import causal_conv1d_step_reference as run
-
-    return run(x_t, weight, bias, state, activation)
+    _check_activation("causal_conv1d_step", activation)
+    check_shapes(
+        "causal_conv1d_step", x_t=("B C", x_t), weight=("C K", weight), bias=("C", bias), state=("B K-1 C", state)
+    )
+    return _STEP(backend, x_t, weight, bias, state, activation)

@@ -42,10 +42,6 @@ def _forward(row: Tensor, weight: Tensor, bias: Tensor | None, same: Tensor | No
     return y
 
 
-def _forward_fake(row: Tensor, weight: Tensor, bias: Tensor | None, same: Tensor | None, silu: bool) -> Tensor:
-    return row.new_empty(row.shape[0], row.shape[1] - weight.shape[0] + 1, row.shape[2])
-
-
 def _backward(
     row: Tensor, weight: Tensor, bias: Tensor | None, same: Tensor | None, silu: bool, dy: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -64,30 +60,25 @@ def _backward(
             masked = d if same is None else d * same[:, i:j, k, None]
             drow[:, i + k : j + k].addcmul_(masked, weight[k])
             dweight[k] += (masked * row[:, i + k : j + k]).sum((0, 1))
-    return drow.to(row.dtype), dweight, dbias
+    return drow.to(row.dtype), dweight, dbias if bias is not None else dbias.new_empty(0)
 
 
-def _backward_fake(
-    row: Tensor, weight: Tensor, bias: Tensor | None, same: Tensor | None, silu: bool, dy: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    drow = torch.empty_like(row, memory_format=torch.contiguous_format)
-    return drow, weight.new_empty(weight.shape), weight.new_empty(weight.shape[1])
+def _plain(row: Tensor, weight: Tensor, bias: Tensor | None, same: Tensor | None, silu: bool) -> Tensor:
+    length = row.shape[1] - weight.shape[0] + 1
+    taps = [row[:, k : k + length].to(weight.dtype) for k in range(weight.shape[0])]
+    if same is not None:
+        taps = [x * same[:, :, k, None] for k, x in enumerate(taps)]
+    y = torch.stack([x * w for x, w in zip(taps, weight.unbind(), strict=True)]).sum(0)
+    y = y if bias is None else y + bias
+    return (F.silu(y) if silu else y).to(row.dtype)
 
 
-def _save(ctx, inputs, output) -> None:
-    row, weight, bias, same, silu = inputs
-    ctx.silu, ctx.has_bias = silu, bias is not None
-    ctx.save_for_backward(row, weight, bias, same)
-
-
-def _autograd(ctx, dy):
-    row, weight, bias, same = ctx.saved_tensors
-    drow, dweight, dbias = backward_op(row, weight, bias, same, ctx.silu, dy)
-    return drow, dweight, dbias if ctx.has_bias else None, None, None
-
-
-backward_op = register_op("causal_conv1d_eager_backward", _backward, _backward_fake)
-forward_op = register_op("causal_conv1d_eager", _forward, _forward_fake, save=_save, backward=_autograd)
+backward_op = register_op("causal_conv1d_eager_backward", _backward, "row weight bias")
+forward_op = register_op(
+    "causal_conv1d_eager", _forward,
+    lambda row, weight, *_: row.new_empty(row.shape[0], row.shape[1] - weight.shape[0] + 1, row.shape[2]),
+    gradient=backward_op, wrt="row weight bias", plain=_plain,
+)  # fmt: skip
 
 
 def causal_conv1d_eager(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..common.autotune import configs
 from ..common.documents import document_index
-from ..common.registration import register_op
+from ..common.registration import empties, register_op
 from .state import final_state
 
 
@@ -234,12 +234,6 @@ def _forward(
     return y
 
 
-def _forward_fake(
-    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, docs: Tensor | None, silu: bool
-) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
 def _backward(
     x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, docs: Tensor | None, dy: Tensor, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -270,27 +264,15 @@ def _backward_fake(
     return dx, dsums, x.new_empty(state.shape if state is not None else (0,))
 
 
-def _save(ctx, inputs, output) -> None:
-    x, weight, bias, state, docs, silu = inputs
-    ctx.silu = silu
-    ctx.save_for_backward(x, weight, bias, state, docs)
-
-
-def _autograd(ctx, dy):
-    x, weight, bias, state, docs = ctx.saved_tensors
-    dx, dsums, dstate = backward_op(x, weight, bias, state, docs, dy, ctx.silu)
-    return (
-        dx,
-        dsums[:-1].T.to(weight.dtype),
-        dsums[-1].to(bias.dtype) if bias is not None else None,
-        dstate if state is not None else None,
-        None,
-        None,
-    )
+def _gradient(
+    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, docs: Tensor | None, dy: Tensor, silu: bool
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    dx, dsums, dstate = backward_op(x, weight, bias, state, docs, dy, silu)
+    return dx, dsums[:-1].T.to(weight.dtype), None if bias is None else dsums[-1].to(bias.dtype), dstate
 
 
 def _step(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, silu: bool) -> tuple[Tensor, Tensor]:
-    y, new = _step_fake(x, weight, bias, state, silu)
+    y, new = empties(x, state)
     if y.numel():
         x = _dense(x)
         batch, channels = x.shape
@@ -300,13 +282,9 @@ def _step(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, silu: b
     return y, new
 
 
-def _step_fake(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, silu: bool) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(state)
-
-
 backward_op = register_op("causal_conv1d_triton_backward", _backward, _backward_fake)
-forward_op = register_op("causal_conv1d_triton", _forward, _forward_fake, save=_save, backward=_autograd)
-step_op = register_op("causal_conv1d_step_triton", _step, _step_fake)
+forward_op = register_op("causal_conv1d_triton", _forward, "x", gradient=_gradient, wrt="x weight bias state")
+step_op = register_op("causal_conv1d_step_triton", _step, "x state")
 
 
 def causal_conv1d_triton(

@@ -7,6 +7,8 @@ B batch, L length, H heads, G groups, K key size, V value size.
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +16,8 @@ import torch
 from torch import Tensor
 
 from .documents import document_index
-from .registration import register_op
-from .tiles import check_sizes
+from .registration import empties, register_op
+from .tiles import common_dtype
 
 Scan = Callable[..., tuple[Tensor, Tensor]]
 
@@ -27,7 +29,7 @@ def dense(x: Tensor | None) -> Tensor | None:
 
 def like(v: Tensor, *inputs: Tensor | None) -> tuple[Tensor, ...]:
     """Memory for the gradient of each input; an empty tensor for one that is not there."""
-    return tuple(v.new_empty(0) if x is None else torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs)
+    return empties(*inputs)
 
 
 def last_state(k: Tensor, v: Tensor) -> Tensor:
@@ -39,14 +41,29 @@ def _forward_fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, 
     return v.new_empty(v.shape), last_state(k, v)
 
 
-def _backward_fake(dy: Tensor, d_final: Tensor | None, *args: Any) -> tuple[Tensor, ...]:
-    *inputs, _, initial, _ = args
-    return like(args[2], *inputs, initial)
+def _wide(forward: Scan) -> Scan:
+    """States of float16 overflow where nothing decays, and products read them as they are: computed in float32."""
+
+    @functools.wraps(forward)
+    def run(*args: Any) -> tuple[Tensor, Tensor]:
+        y, final = forward(*map(_widened, args))
+        return y.to(args[2].dtype), final
+
+    return run
 
 
-def _save(ctx: Any, inputs: tuple, output: Any) -> None:
-    *tensors, ctx.scale, initial, index = inputs
-    ctx.save_for_backward(*tensors, initial, index)
+def _wide_gradients(backward: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+    @functools.wraps(backward)
+    def run(*args: Any) -> tuple[Tensor, ...]:
+        *tensors, _, initial, _ = args[2:]
+        grads = backward(*map(_widened, args))
+        return tuple(dx if x is None else dx.to(x.dtype) for x, dx in zip((*tensors, initial), grads, strict=True))
+
+    return run
+
+
+def _widened(x: Any) -> Any:
+    return x.float() if isinstance(x, Tensor) and x.dtype == torch.float16 else x
 
 
 def register_scan(name: str, forward: Scan, backward: Callable[..., tuple[Tensor, ...]]) -> Scan:
@@ -60,19 +77,14 @@ def register_scan(name: str, forward: Scan, backward: Callable[..., tuple[Tensor
     Returns:
         the operator of the forward pass.
     """
-    gradients = register_op(f"{name}_triton_backward", backward, _backward_fake)
-
-    def gradient(ctx: Any, dy: Tensor, d_final: Tensor | None) -> tuple[Tensor | None, ...]:
-        *inputs, initial, index = ctx.saved_tensors
-        *grads, d_initial = gradients(dy, d_final, *inputs, ctx.scale, initial, index)
-        grads = [None if x is None else dx for x, dx in zip(inputs, grads, strict=True)]
-        return *grads, None, None if initial is None else d_initial, None
-
-    return register_op(f"{name}_triton", forward, _forward_fake, save=_save, backward=gradient)
+    names = " ".join(x for x in inspect.signature(forward).parameters if x not in ("scale", "index"))
+    gradients = register_op(f"{name}_triton_backward", _wide_gradients(backward), names)
+    return register_op(
+        f"{name}_triton", _wide(forward), _forward_fake, outputs="y _final", gradient=gradients, wrt=names
+    )
 
 
 def run_scan(
-    op: str,
     operator: Scan,
     q: Tensor,
     k: Tensor,
@@ -82,8 +94,8 @@ def run_scan(
     initial_state: Tensor | None,
     document_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Call the operator of `op` on inputs of any floating dtypes; y has the dtype of v, the state is in float32."""
-    dtype = check_sizes(op, k.shape[3], q, k, v)
+    """Call an operator on inputs of any floating dtypes; y has the dtype of v, the state is in float32."""
+    dtype = common_dtype(q, k, v)
     index = None if document_ids is None else document_index(document_ids)
     initial = None if initial_state is None else initial_state.float()
     y, state = operator(q.to(dtype), k.to(dtype), v.to(dtype), *gates, scale, initial, index)

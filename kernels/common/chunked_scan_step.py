@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .chunked_scan import dense
 from .registration import register_op
-from .tiles import check_step_dtypes, given, rows, strides
+from .tiles import given, rows, strides
 
 
 @triton.jit
@@ -58,6 +58,12 @@ def step_tiles(keys: int) -> tuple[int, int]:
 def _step(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor | None, state: Tensor, scale: float, delta: bool
 ) -> tuple[Tensor, Tensor]:
+    """One token: S = exp(g) S; S += beta k (v - [delta] k S)^T; y = scale q S. It has no gradient.
+
+    q, k (B, G, K); v (B, H, V); g (B, H), (B, H, K) or None; beta (B, H) or None; state (B, H, K, V). `delta`: the
+    value is corrected by what the decayed state answers to the key. Returns y (B, H, V) in the dtype of v, and the new
+    state in float32.
+    """
     y, new = _step_fake(q, k, v, g, beta, state, scale, delta)
     batch, heads, size = v.shape
     keys = q.shape[2]
@@ -77,45 +83,8 @@ def _step(
     return y, new
 
 
-def _step_fake(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor | None, state: Tensor, scale: float, delta: bool
-) -> tuple[Tensor, Tensor]:
-    return v.new_empty(v.shape), state.new_empty(state.shape, dtype=torch.float32)
+def _step_fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return v.new_empty(v.shape), rest[2].new_empty(rest[2].shape, dtype=torch.float32)
 
 
 step_op = register_op("chunked_step_triton", _step, _step_fake)
-
-
-def chunked_step_triton(
-    op: str,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor | None,
-    beta: Tensor | None,
-    state: Tensor,
-    scale: float,
-    *,
-    delta: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """One token: S = exp(g) S; S += beta k (v - [delta] k S)^T; y = scale q S. It has no gradient.
-
-    Args:
-        op: name of the op, for messages.
-        q: (B, G, K).
-        k: (B, G, K).
-        v: (B, H, V).
-        g: (B, H), (B, H, K) or None.
-        beta: (B, H) or None.
-        state: (B, H, K, V).
-        scale: factor of the output.
-        delta: whether the value is corrected by what the decayed state answers to the key.
-
-    Returns:
-        y (B, H, V) in the dtype of v, and the new state (B, H, K, V) in float32.
-
-    Raises:
-        ConfigError: float64.
-    """
-    check_step_dtypes(op, q, k, v, g, beta, state)
-    return step_op(q, k, v, g, beta, state, scale, delta)

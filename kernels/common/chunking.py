@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ...errors import ConfigError
+from .dispatch import at_most
+
+LARGEST_KEY = 256  # the state of a program, K x 64 in float32, must fit its registers
 
 
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
@@ -21,22 +23,9 @@ def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
     return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
-def check_shape(op: str, name: str, tensor: Tensor | None, shape: tuple[int | None, ...], letters: str) -> None:
-    """Raise unless `tensor` is None or has this shape (None: any size); `letters` name the axes in the message."""
-    if tensor is None:
-        return
-    if tensor.ndim != len(shape) or any(
-        want is not None and want != got for want, got in zip(shape, tensor.shape, strict=True)
-    ):
-        wanted = ", ".join("any" if s is None else str(s) for s in shape)
-        raise ConfigError(f"{op}: {name} has shape {tuple(tensor.shape)}; it must be ({letters}) = ({wanted}).")
-
-
-def check_documents(op: str, document_ids: Tensor | None, batch: int, length: int) -> None:
-    """Raise unless `document_ids` is None or an integer tensor (B, L)."""
-    check_shape(op, "document_ids", document_ids, (batch, length), "B, L")
-    if document_ids is not None and (document_ids.is_floating_point() or document_ids.is_complex()):
-        raise ConfigError(f"{op}: document_ids must be integers, not {document_ids.dtype}.")
+def keys_limit(q: Tensor, k: Tensor, *_: Any) -> str | None:
+    """Why the Triton path of a scan or of attention does not take keys of this size, or None."""
+    return at_most(LARGEST_KEY, "keys of up to {}", k.shape[-1])
 
 
 def pad_time(x: Tensor, length: int) -> Tensor:

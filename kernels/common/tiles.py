@@ -5,6 +5,7 @@ B batch, L length, H heads, K key size, V value size, C tokens of a chunk.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -13,13 +14,9 @@ import triton.language as tl
 from torch import Tensor
 from triton import knobs
 
-from ...errors import ConfigError
 from .interpreter import mend
 
 mend()
-
-LARGEST_KEY = 256  # the state of a program, K x 64 in float32, must fit its registers
-
 
 INTERPRETED = tl.constexpr(knobs.runtime.interpret)
 
@@ -102,26 +99,9 @@ def load_documents(index, start, row, length, C: tl.constexpr):
 # -- on the host
 
 
-def check_sizes(op: str, keys: int, *tensors: Tensor | None) -> torch.dtype:
-    """The dtype that q, k and v are cast to for the kernels.
-
-    Raises:
-        ConfigError: float64, or keys too large for the registers.
-    """
-    dtype = torch.float16
-    for i, tensor in enumerate(t for t in tensors if t is not None):
-        dtype = torch.promote_types(dtype, tensor.dtype) if i else tensor.dtype
-    if dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        raise ConfigError(f'{op}: backend "triton" computes in float16, bfloat16 or float32, not {dtype}.')
-    if keys > LARGEST_KEY:
-        raise ConfigError(f'{op}: backend "triton" takes keys of up to {LARGEST_KEY}, not {keys}.')
-    return dtype
-
-
-def check_step_dtypes(op: str, *tensors: Tensor | None) -> None:
-    """Raise ConfigError for float64, which the kernels of single steps do not compute in."""
-    if any(t is not None and t.dtype == torch.float64 for t in tensors):
-        raise ConfigError(f'{op}: backend "triton" computes in float32 at most, not float64.')
+def common_dtype(*tensors: Tensor) -> torch.dtype:
+    """The dtype that q, k and v are cast to for the kernels."""
+    return functools.reduce(torch.promote_types, (t.dtype for t in tensors))
 
 
 def rows(x: Tensor) -> Tensor:
@@ -155,15 +135,28 @@ def on_nvidia() -> bool:
     return target.backend == "cuda"
 
 
+def allows_tf32() -> bool:
+    """Whether PyTorch's own products of float32 matrices on GPUs may use TF32 or less.
+
+    There are two ways to say so, and once the newer one was taken, asking by the older one raises.
+    """
+    settings: Any = torch.backends
+    if hasattr(settings.cuda.matmul, "fp32_precision"):  # since torch 2.9, where the older way sets this, too
+        own = settings.cuda.matmul.fp32_precision
+        return (settings.fp32_precision if own == "none" else own) not in ("ieee", "none")
+    return torch.get_float32_matmul_precision() != "highest"
+
+
 def precision(dtype: torch.dtype) -> str:
     """How tl.dot multiplies float32: to about 2^-22 or better, unless PyTorch's own products may use TF32.
 
     NVIDIA's matrix units have no float32: three TF32 products stand in for one. Without them, operands are in registers
-    as a whole, which are spilled by thousands of bytes.
+    as a whole, which are spilled by thousands of bytes. For other dtypes, and on AMD's chips, most of which do not
+    compile anything else, it is "ieee", which means the product of what is there.
     """
-    if dtype != torch.float32 or torch.get_float32_matmul_precision() != "highest":
-        return "tf32"
-    return "tf32x3" if on_nvidia() and not INTERPRETED.value else "ieee"
+    if dtype != torch.float32 or INTERPRETED.value or not on_nvidia():
+        return "ieee"
+    return "tf32" if allows_tf32() else "tf32x3"
 
 
 def halving(dtype: torch.dtype) -> int:

@@ -16,13 +16,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..common.registration import register_op
+from ..selective_scan.eager import plain_scan
 
 PIECE = 8  # positions of a line that are read one after the other
 BLOCK = 1 << 20  # numbers in a buffer, of as many samples and channels as fit: 4 MB in float32
@@ -220,10 +221,6 @@ def _forward(
     return y
 
 
-def _forward_fake(u: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(u, memory_format=torch.contiguous_format)
-
-
 def _backward(
     dy: Tensor,
     u: Tensor,
@@ -281,18 +278,22 @@ def _backward(
     return du, dlow, ddt_proj, ddt_bias, dA, dD
 
 
-def _backward_fake(dy: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    *tensors, _ = inputs
-    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in tensors)
-
-
-def _save(ctx, inputs, output) -> None:
-    *tensors, ctx.paths = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _autograd(ctx, dy):
-    return *backward_op(dy, *ctx.saved_tensors, ctx.paths), None
+def _plain(
+    u: Tensor, low: Tensor, dt_proj: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, paths: Sequence[int]
+) -> Tensor:
+    total = u * D.sum(0)
+    rank, states = dt_proj.shape[2], A.shape[2]
+    for k, path in enumerate(map(LinePath.decode, paths)):
+        back = [axis for axis, last in ((1, path.last_line_first), (2, path.from_its_end)) if last]
+        v, inputs = ((x.transpose(1, 2) if path.columns else x).flip(back) for x in (u, low[..., k, :]))
+        r, b, c = inputs.flatten(1, 2).unsqueeze(2).split((rank, states, states), -1)
+        steps = r @ dt_proj[k].T
+        y, *_ = plain_scan(
+            v.flatten(1, 2).unsqueeze(2), steps, dt_bias[k : k + 1], True, A[k : k + 1], b, c, None, None, None
+        )
+        y = y.squeeze(2).unflatten(1, v.shape[1:3]).flip(back)
+        total = total + (y.transpose(1, 2) if path.columns else y)
+    return total
 
 
 def _flops(u, low, dt_proj, *_, out_shape=None, **__) -> int:
@@ -303,8 +304,10 @@ def _backward_flops(dy, *inputs, out_shape=None, **__) -> int:
     return 3 * _flops(*inputs)  # the steps again, and two gradients
 
 
-backward_op = register_op("grid_scan_backward", _backward, _backward_fake, flops=_backward_flops)
-forward_op = register_op("grid_scan", _forward, _forward_fake, save=_save, backward=_autograd, flops=_flops)
+backward_op = register_op("grid_scan_backward", _backward, "u low dt_proj dt_bias A D", flops=_backward_flops)
+forward_op = register_op(
+    "grid_scan", _forward, "u", gradient=backward_op, wrt="u low dt_proj dt_bias A D", plain=_plain, flops=_flops
+)
 
 
 def grid_scan(

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..common.chunking import check_documents, check_shape
-from ..common.dispatch import choose_backend
+from ..common.chunking import keys_limit
+from ..common.dispatch import Op, check_shapes
 
 __all__ = ["delta_rule", "delta_rule_step"]
+
+_SCAN = Op("delta_rule", __name__, limit=keys_limit, empty="reference")
+_STEP = Op("delta_rule_step", __name__, gradient=False, triton="triton_step", eager="reference")
 
 
 def delta_rule(
@@ -58,24 +61,18 @@ def delta_rule(
         ConfigError: shapes that do not fit each other.
         RuntimeError: a backend that cannot run here.
     """
-    check_shape("delta_rule", "v", v, (None, None, None, None), "B, L, H, V")
-    batch, length, heads, size = v.shape
-    check_shape("delta_rule", "q", q, (batch, length, heads, None), "B, L, H, K")
-    keys = q.shape[3]
-    check_shape("delta_rule", "k", k, (batch, length, heads, keys), "B, L, H, K")
-    check_shape("delta_rule", "beta", beta, (batch, length, heads), "B, L, H")
-    check_shape("delta_rule", "g", g, (batch, length, heads), "B, L, H")
-    check_shape("delta_rule", "initial_state", initial_state, (batch, heads, keys, size), "B, H, K, V")
-    check_documents("delta_rule", document_ids, batch, length)
-    chosen = choose_backend("delta_rule", backend, q, k, v, beta, g, initial_state, document_ids)
-    if v.numel() == 0 or chosen == "reference":
-        from .reference import delta_rule_reference as run
-    elif chosen == "triton":
-        from .triton import delta_rule_triton as run
-    else:
-        from .eager import delta_rule_eager as run
-    factor = keys**-0.5 if scale is None else float(scale)
-    y, state = run(q, k, v, beta, g, factor, initial_state, document_ids)
+    sizes = check_shapes(
+        "delta_rule",
+        v=("B L H V", v),
+        q=("B L H K", q),
+        k=("B L H K", k),
+        beta=("B L H", beta),
+        g=("B L H", g),
+        initial_state=("B H K V", initial_state),
+        document_ids=("B L", document_ids),
+    )
+    factor = sizes["K"] ** -0.5 if scale is None else float(scale)
+    y, state = _SCAN(backend, q, k, v, beta, g, factor, initial_state, document_ids)
     return (y, state) if return_final_state else y
 
 
@@ -109,20 +106,14 @@ def delta_rule_step(
         ConfigError: shapes that do not fit each other.
         RuntimeError: a backend that cannot run here.
     """
-    check_shape("delta_rule_step", "v_t", v_t, (None, None, None), "B, H, V")
-    batch, heads, size = v_t.shape
-    check_shape("delta_rule_step", "q_t", q_t, (batch, heads, None), "B, H, K")
-    keys = q_t.shape[2]
-    check_shape("delta_rule_step", "k_t", k_t, (batch, heads, keys), "B, H, K")
-    check_shape("delta_rule_step", "beta_t", beta_t, (batch, heads), "B, H")
-    check_shape("delta_rule_step", "g_t", g_t, (batch, heads), "B, H")
-    check_shape("delta_rule_step", "state", state, (batch, heads, keys, size), "B, H, K, V")
-    chosen = choose_backend("delta_rule_step", backend, q_t, k_t, v_t, beta_t, g_t, state)
-    factor = keys**-0.5 if scale is None else float(scale)
-    if chosen == "triton":
-        from ..common.chunked_scan_step import chunked_step_triton
-
-        return chunked_step_triton("delta_rule_step", q_t, k_t, v_t, g_t, beta_t, state, factor, delta=True)
-    from .reference import delta_rule_step_reference as run
-
-    return run(q_t, k_t, v_t, beta_t, g_t, state, factor)
+    sizes = check_shapes(
+        "delta_rule_step",
+        v_t=("B H V", v_t),
+        q_t=("B H K", q_t),
+        k_t=("B H K", k_t),
+        beta_t=("B H", beta_t),
+        g_t=("B H", g_t),
+        state=("B H K V", state),
+    )
+    factor = sizes["K"] ** -0.5 if scale is None else float(scale)
+    return _STEP(backend, q_t, k_t, v_t, beta_t, g_t, state, factor)

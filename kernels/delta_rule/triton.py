@@ -363,4 +363,4 @@ def delta_rule_triton(
     document_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Outputs (B, L, H, V) and the last state (B, H, K, V); shapes as in `delta_rule`."""
-    return run_scan("delta_rule", _forward_op, q, k, v, (beta, g), scale, initial_state, document_ids)
+    return run_scan(_forward_op, q, k, v, (beta, g), scale, initial_state, document_ids)

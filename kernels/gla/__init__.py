@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..common.chunking import check_documents, check_shape
-from ..common.dispatch import choose_backend
+from ..common.chunking import keys_limit
+from ..common.dispatch import Op, check_shapes
 
 __all__ = ["gla", "gla_step"]
+
+_SCAN = Op("gla", __name__, limit=keys_limit, empty="reference")
+_STEP = Op("gla_step", __name__, gradient=False, triton="triton_step", eager="reference")
 
 
 def gla(
@@ -54,23 +57,17 @@ def gla(
         ConfigError: shapes that do not fit each other.
         RuntimeError: a backend that cannot run here.
     """
-    check_shape("gla", "v", v, (None, None, None, None), "B, L, H, V")
-    batch, length, heads, size = v.shape
-    check_shape("gla", "q", q, (batch, length, heads, None), "B, L, H, K")
-    keys = q.shape[3]
-    check_shape("gla", "k", k, (batch, length, heads, keys), "B, L, H, K")
-    check_shape("gla", "g", g, (batch, length, heads, keys), "B, L, H, K")
-    check_shape("gla", "initial_state", initial_state, (batch, heads, keys, size), "B, H, K, V")
-    check_documents("gla", document_ids, batch, length)
-    chosen = choose_backend("gla", backend, q, k, v, g, initial_state, document_ids)
-    if v.numel() == 0 or chosen == "reference":
-        from .reference import gla_reference as run
-    elif chosen == "triton":
-        from .triton import gla_triton as run
-    else:
-        from .eager import gla_eager as run
-    factor = keys**-0.5 if scale is None else float(scale)
-    y, state = run(q, k, v, g, factor, initial_state, document_ids)
+    sizes = check_shapes(
+        "gla",
+        v=("B L H V", v),
+        q=("B L H K", q),
+        k=("B L H K", k),
+        g=("B L H K", g),
+        initial_state=("B H K V", initial_state),
+        document_ids=("B L", document_ids),
+    )
+    factor = sizes["K"] ** -0.5 if scale is None else float(scale)
+    y, state = _SCAN(backend, q, k, v, g, factor, initial_state, document_ids)
     return (y, state) if return_final_state else y
 
 
@@ -102,19 +99,13 @@ def gla_step(
         ConfigError: shapes that do not fit each other.
         RuntimeError: a backend that cannot run here.
     """
-    check_shape("gla_step", "v_t", v_t, (None, None, None), "B, H, V")
-    batch, heads, size = v_t.shape
-    check_shape("gla_step", "q_t", q_t, (batch, heads, None), "B, H, K")
-    keys = q_t.shape[2]
-    check_shape("gla_step", "k_t", k_t, (batch, heads, keys), "B, H, K")
-    check_shape("gla_step", "g_t", g_t, (batch, heads, keys), "B, H, K")
-    check_shape("gla_step", "state", state, (batch, heads, keys, size), "B, H, K, V")
-    chosen = choose_backend("gla_step", backend, q_t, k_t, v_t, g_t, state)
-    factor = keys**-0.5 if scale is None else float(scale)
-    if chosen == "triton":
-        from ..common.chunked_scan_step import chunked_step_triton
-
-        return chunked_step_triton("gla_step", q_t, k_t, v_t, g_t, None, state, factor)
-    from .reference import gla_step_reference as run
-
-    return run(q_t, k_t, v_t, g_t, state, factor)
+    sizes = check_shapes(
+        "gla_step",
+        v_t=("B H V", v_t),
+        q_t=("B H K", q_t),
+        k_t=("B H K", k_t),
+        g_t=("B H K", g_t),
+        state=("B H K V", state),
+    )
+    factor = sizes["K"] ** -0.5 if scale is None else float(scale)
+    return _STEP(backend, q_t, k_t, v_t, g_t, state, factor)

@@ -376,4 +376,4 @@ def gla_triton(
     document_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Outputs (B, L, H, V) and the last state (B, H, K, V); shapes as in `gla`."""
-    return run_scan("gla", _forward_op, q, k, v, (g,), scale, initial_state, document_ids)
+    return run_scan(_forward_op, q, k, v, (g,), scale, initial_state, document_ids)

@@ -5,13 +5,14 @@ B batch, C channels, N tokens, H height, W width, T frames; `*grid` is (N,), (H,
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ...errors import ConfigError
-from ..common.dispatch import choose_backend
+from ..common.dispatch import Op, check_shapes
 
 __all__ = ["pool_mix"]
+
+_POOL_MIX = Op("pool_mix", __name__)
 
 
 def pool_mix(
@@ -55,19 +56,5 @@ def pool_mix(
         raise ConfigError(f"pool_mix: causal=True needs one grid axis (B, N, C); got {tuple(x.shape)}.")
     if document_ids is not None and not causal:
         raise ConfigError("pool_mix: document_ids needs causal=True.")
-    for name, tensor in (("mask", mask), ("document_ids", document_ids)):
-        if tensor is not None and tensor.shape != x.shape[:-1]:
-            raise ConfigError(f"pool_mix: {name} has shape {tuple(tensor.shape)}; expected {tuple(x.shape[:-1])}.")
-    chosen = choose_backend("pool_mix", backend, x, mask, document_ids, available=AVAILABLE)
-    if chosen == "triton":
-        from .triton import pool_mix_triton as run
-    elif chosen == "eager" and torch.compiler.is_exporting():  # other runtimes do not know our operators
-        from .eager import pool_mix_plain as run
-    elif chosen == "eager":
-        from .eager import pool_mix_eager as run
-    else:
-        from .reference import pool_mix_reference as run
-    return run(x, pool_size, causal, mask, document_ids)
-
-
-AVAILABLE = ("triton", "eager", "reference")
+    check_shapes("pool_mix", x=("B *grid C", x), mask=("B *grid", mask), document_ids=("B *grid", document_ids))
+    return _POOL_MIX(backend, x, pool_size, causal, mask, document_ids)

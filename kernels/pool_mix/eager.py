@@ -110,25 +110,5 @@ def _backward(dy: Tensor, pool_size: int, causal: bool, mask: Tensor | None, doc
     return (dx if mask is None else dx.mul_(mask[..., None])).to(dy.dtype)
 
 
-def _like(x: Tensor, pool_size: int, causal: bool, mask: Tensor | None, document_ids: Tensor | None) -> Tensor:
-    return x.new_empty(x.shape)
-
-
-def _like_gradient(
-    dy: Tensor, pool_size: int, causal: bool, mask: Tensor | None, document_ids: Tensor | None
-) -> Tensor:
-    return dy.new_empty(dy.shape)
-
-
-def _save(ctx, inputs, output) -> None:
-    _, ctx.pool_size, ctx.causal, mask, document_ids = inputs
-    ctx.save_for_backward(mask, document_ids)
-
-
-def _autograd(ctx, dy):
-    return backward_op(dy, ctx.pool_size, ctx.causal, *ctx.saved_tensors), None, None, None, None
-
-
-backward_op = register_op("pool_mix_eager_backward", _backward, _like_gradient)
-pool_mix_eager = register_op("pool_mix_eager", _forward, _like, save=_save, backward=_autograd)
-pool_mix_plain = _forward
+backward_op = register_op("pool_mix_eager_backward", _backward, "dy")
+pool_mix_eager = register_op("pool_mix_eager", _forward, "x", gradient=backward_op, wrt="x", plain=_forward)

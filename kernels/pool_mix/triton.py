@@ -16,7 +16,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...errors import ConfigError
 from ..common.autotune import configs
 from ..common.documents import document_index
 from ..common.registration import register_op
@@ -148,9 +147,7 @@ def _forward(
     return _launch(x, pool_size, causal, mask, document, inverse if counted else None, False), inverse
 
 
-def _forward_fake(
-    x: Tensor, pool_size: int, causal: bool, mask: Tensor | None, document: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _forward_fake(x: Tensor, _: int, __: bool, mask: Tensor | None, document: Tensor | None) -> tuple[Tensor, Tensor]:
     counted = mask is not None or document is not None
     return x.new_empty(x.shape), x.new_empty(x.shape[:-1] if counted else 0, dtype=torch.float32)
 
@@ -161,35 +158,14 @@ def _backward(
     return _launch(dy, pool_size, causal, mask, document, inverse if inverse.numel() else None, True)
 
 
-def _backward_fake(
-    dy: Tensor, pool_size: int, causal: bool, mask: Tensor | None, document: Tensor | None, inverse: Tensor
-) -> Tensor:
-    return dy.new_empty(dy.shape)
-
-
-def _save(ctx, inputs, output) -> None:
-    _, ctx.pool_size, ctx.causal, mask, document = inputs
-    ctx.save_for_backward(mask, document, output[1])
-
-
-def _autograd(ctx, dy, _):
-    return backward_op(dy, ctx.pool_size, ctx.causal, *ctx.saved_tensors), None, None, None, None
-
-
-backward_op = register_op("pool_mix_triton_backward", _backward, _backward_fake)
-forward_op = register_op("pool_mix_triton", _forward, _forward_fake, save=_save, backward=_autograd)
+backward_op = register_op("pool_mix_triton_backward", _backward, "dy")
+forward_op = register_op("pool_mix_triton", _forward, _forward_fake, outputs="y inverse", gradient=backward_op, wrt="x")
 
 
 def pool_mix_triton(
     x: Tensor, pool_size: int, causal: bool, mask: Tensor | None, document_ids: Tensor | None
 ) -> Tensor:
-    """See `mixerzoo.kernels.pool_mix`.
-
-    Raises:
-        ConfigError: float64.
-    """
-    if x.dtype == torch.float64:
-        raise ConfigError('pool_mix: backend "triton" computes in float32; x is float64.')
+    """See `mixerzoo.kernels.pool_mix`."""
     document = None if document_ids is None else document_index(document_ids).contiguous()
     mask = None if mask is None else mask.contiguous()
     return forward_op(x, pool_size, causal, mask, document)[0]

@@ -8,9 +8,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...errors import ConfigError
-from ..common.dispatch import choose_backend
+from ..common.dispatch import Op, check_shapes
 
 __all__ = ["segment_pool"]
+
+_SEGMENT_POOL = Op("segment_pool", __name__)
 
 
 def segment_pool(
@@ -51,16 +53,5 @@ def segment_pool(
         raise ConfigError(f"segment_pool: segment_length={segment_length} must be at least 1.")
     if window < 1 or window % 2 == 0:
         raise ConfigError(f"segment_pool: window={window} must be odd and positive.")
-    if mask is not None and mask.shape != segment.shape[:2]:
-        raise ConfigError(f"segment_pool: mask has shape {tuple(mask.shape)}; expected {tuple(segment.shape[:2])}.")
-    chosen = choose_backend("segment_pool", backend, segment, local, mask, available=AVAILABLE)
-    if chosen == "triton":
-        from .triton import segment_pool_triton as run
-    elif chosen == "eager":
-        from .eager import segment_pool_eager as run
-    else:
-        from .reference import segment_pool_reference as run
-    return run(segment, local, segment_length, window, mask)
-
-
-AVAILABLE = ("triton", "eager", "reference")
+    check_shapes("segment_pool", segment=("B N C", segment), mask=("B N", mask))
+    return _SEGMENT_POOL(backend, segment, local, segment_length, window, mask)

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.autotune import configs
-from ..common.registration import register_op
+from ..common.registration import empties, register_op
 
 MASKED = tl.constexpr(-10000.0)
 FAR = tl.constexpr(2147483647)
@@ -145,7 +145,7 @@ def _forward_fake(
 def _backward(
     dy: Tensor, dz: Tensor, winner: Tensor, offset: Tensor, size: int, radius: int, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    dsegment, dlocal = _backward_fake(dy, dz, winner, offset, size, radius, mask)
+    dsegment, dlocal = empties(dy, dz)
     batch, length, channels = dy.shape
     if dy.numel():
         segment_pool_backward_kernel[_grid(batch, length, channels, size)](
@@ -154,26 +154,11 @@ def _backward(
     return dsegment, dlocal
 
 
-def _backward_fake(
-    dy: Tensor, dz: Tensor, winner: Tensor, offset: Tensor, size: int, radius: int, mask: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    return dy.new_empty(dy.shape), dz.new_empty(dz.shape)
-
-
-def _save(ctx, inputs, output) -> None:
-    _, _, ctx.size, ctx.radius, mask = inputs
-    ctx.save_for_backward(*output[2:], mask)
-    ctx.mark_non_differentiable(*output[2:])
-
-
-def _autograd(ctx, dy, dz, *_):
-    winner, offset, mask = ctx.saved_tensors
-    dsegment, dlocal = backward_op(dy, dz, winner, offset, ctx.size, ctx.radius, mask)
-    return dsegment, dlocal, None, None, None
-
-
-backward_op = register_op("segment_pool_triton_backward", _backward, _backward_fake)
-forward_op = register_op("segment_pool_triton", _forward, _forward_fake, save=_save, backward=_autograd)
+backward_op = register_op("segment_pool_triton_backward", _backward, "dy dz")
+forward_op = register_op(
+    "segment_pool_triton", _forward, _forward_fake,
+    outputs="y z winner offset", gradient=backward_op, wrt="segment local",
+)  # fmt: skip
 
 
 def segment_pool_triton(

@@ -5,26 +5,15 @@ B batch, L tokens, D channels, G groups of channels that share B and C, N states
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from ...errors import ConfigError
-from ..common.dispatch import choose_backend
+from ..common.dispatch import Op, check_divides, check_shapes
 
 __all__ = ["selective_scan", "selective_scan_step"]
 
 
-def _check(op: str, channels: int, expected: dict[str, tuple[Tensor | None, tuple[int, ...]]], groups: int) -> None:
-    for name, (tensor, shape) in expected.items():
-        if tensor is not None and tuple(tensor.shape) != shape:
-            raise ConfigError(f"{op}: {name} has shape {tuple(tensor.shape)}; expected {shape}.")
-    if groups < 1 or channels % groups:
-        raise ConfigError(f"{op}: the {channels} channels of u are not divisible into the {groups} groups of B.")
-
-
-def _available(u: Tensor) -> tuple[str, ...]:
-    """The kernels compute in float32 and so do not take float64."""
-    return ("eager", "reference") if u.dtype == torch.float64 else ("triton", "eager", "reference")
+_SCAN = Op("selective_scan", __name__)
+_STEP = Op("selective_scan_step", __name__, gradient=False, triton="triton_step", eager="reference")
 
 
 def selective_scan(
@@ -74,38 +63,23 @@ def selective_scan(
         ConfigError: shapes that do not fit each other.
         RuntimeError: a backend that cannot run here.
     """
-    if u.dim() != 3 or B.dim() != 4 or A.dim() != 2:
-        raise ConfigError(
-            f"selective_scan: u, A and B must be (B, L, D), (D, N) and (B, L, G, N); got {tuple(u.shape)}, "
-            f"{tuple(A.shape)} and {tuple(B.shape)}."
-        )
-    batch, length, channels = u.shape
-    groups, states = B.shape[2], A.shape[1]
-    expected = {
-        "delta": (delta, (batch, length, channels)),
-        "A": (A, (channels, states)),
-        "B": (B, (batch, length, groups, states)),
-        "C": (C, (batch, length, groups, states)),
-        "D": (D, (channels,)),
-        "z": (z, (batch, length, channels)),
-        "delta_bias": (delta_bias, (channels,)),
-        "initial_state": (initial_state, (batch, channels, states)),
-        "document_ids": (document_ids, (batch, length)),
-    }
-    _check("selective_scan", channels, expected, groups)
-    if length == 0:
+    sizes = check_shapes(
+        "selective_scan",
+        u=("B L D", u),
+        A=("D N", A),
+        delta=("B L D", delta),
+        B=("B L G N", B),
+        C=("B L G N", C),
+        D=("D", D),
+        z=("B L D", z),
+        delta_bias=("D", delta_bias),
+        initial_state=("B D N", initial_state),
+        document_ids=("B L", document_ids),
+    )
+    check_divides("selective_scan", sizes["D"], "channels of u", sizes["G"], "groups of B")
+    if sizes["L"] == 0:
         document_ids = None
-    chosen = choose_backend(
-        "selective_scan", backend, u, delta, A, B, C, D, z, delta_bias, initial_state, document_ids,
-        available=_available(u),
-    )  # fmt: skip
-    if chosen == "triton":
-        from .triton import selective_scan_triton as run
-    elif chosen == "eager":
-        from .eager import selective_scan_eager as run
-    else:
-        from .reference import selective_scan_reference as run
-    y, state = run(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, document_ids)
+    y, state = _SCAN(backend, u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, document_ids)
     return (y, state) if return_final_state else y
 
 
@@ -145,32 +119,17 @@ def selective_scan_step(
     Raises:
         ConfigError: shapes that do not fit each other.
     """
-    if u_t.dim() != 2 or B_t.dim() != 3 or A.dim() != 2:
-        raise ConfigError(
-            f"selective_scan_step: u_t, A and B_t must be (B, D), (D, N) and (B, G, N); got {tuple(u_t.shape)}, "
-            f"{tuple(A.shape)} and {tuple(B_t.shape)}."
-        )
-    batch, channels = u_t.shape
-    groups, states = B_t.shape[1], A.shape[1]
-    expected = {
-        "delta_t": (delta_t, (batch, channels)),
-        "A": (A, (channels, states)),
-        "B_t": (B_t, (batch, groups, states)),
-        "C_t": (C_t, (batch, groups, states)),
-        "D": (D, (channels,)),
-        "state": (state, (batch, channels, states)),
-        "z_t": (z_t, (batch, channels)),
-        "delta_bias": (delta_bias, (channels,)),
-    }
-    _check("selective_scan_step", channels, expected, groups)
-    tensors = (u_t, delta_t, A, B_t, C_t, D, state, z_t, delta_bias)
-    chosen = choose_backend("selective_scan_step", backend, *tensors, available=_available(u_t))
-    if chosen == "triton" and torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
-        if backend == "triton":
-            raise RuntimeError('selective_scan_step: backend "triton" has no gradient; use torch.no_grad().')
-        chosen = "eager"
-    if chosen == "triton":
-        from .triton_step import selective_scan_step_triton as run
-    else:
-        from .reference import selective_scan_step_reference as run
-    return run(u_t, delta_t, A, B_t, C_t, D, state, z_t, delta_bias, delta_softplus)
+    sizes = check_shapes(
+        "selective_scan_step",
+        u_t=("B D", u_t),
+        A=("D N", A),
+        delta_t=("B D", delta_t),
+        B_t=("B G N", B_t),
+        C_t=("B G N", C_t),
+        D=("D", D),
+        state=("B D N", state),
+        z_t=("B D", z_t),
+        delta_bias=("D", delta_bias),
+    )
+    check_divides("selective_scan_step", sizes["D"], "channels of u", sizes["G"], "groups of B")
+    return _STEP(backend, u_t, delta_t, A, B_t, C_t, D, state, z_t, delta_bias, delta_softplus)

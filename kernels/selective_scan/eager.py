@@ -17,14 +17,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..common.documents import document_starts
-from ..common.registration import register_op
+from ..common.registration import empties, register_op
 
 RADIX = 8  # positions in a chunk
 BLOCK = 1 << 19  # numbers in a block buffer: 2 MB in float32
@@ -189,7 +189,15 @@ def _forward(
     return y, _states_last(h), kept
 
 
-def _forward_fake(
+def _forward_fake(u: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    batch, length, groups, width = u.shape
+    states = rest[3].shape[-1]
+    segments = -(-length // _sizes(batch, length, groups, width, states).segment)
+    (y,) = empties(u)
+    return y, u.new_empty(batch, groups, width, states), u.new_empty(segments, batch, states, groups, width)
+
+
+def plain_scan(
     u: Tensor,
     delta: Tensor,
     bias: Tensor | None,
@@ -201,11 +209,26 @@ def _forward_fake(
     initial: Tensor | None,
     starts: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """The whole scan at once, by doubling: after i steps a state holds the 2^i tokens up to its own."""
     batch, length, groups, width = u.shape
-    states = A.shape[-1]
-    y = torch.empty_like(u, memory_format=torch.contiguous_format)
-    segments = -(-length // _sizes(batch, length, groups, width, states).segment)
-    return y, u.new_empty(batch, groups, width, states), u.new_empty(segments, batch, states, groups, width)
+    s = delta if bias is None else delta + bias
+    s = (F.softplus(s) if softplus else s).unsqueeze(-1)
+    a = torch.exp(s * A)
+    if starts is not None:
+        a = torch.where(starts[..., None, None, None], 0.0, a)
+    h = s * u.unsqueeze(-1) * B.unsqueeze(3)
+    if initial is None:
+        initial = u.new_zeros(batch, groups, width, A.shape[-1])
+    # the initial state is one more token, which is not decayed
+    h = torch.cat([initial.unsqueeze(1), h], 1)
+    a = torch.cat([torch.ones_like(h[:, :1]), a], 1)
+    done = 1
+    while done <= length:
+        h = torch.cat([h[:, :done], h[:, done:] + a[:, done:] * h[:, :-done]], 1)
+        a = torch.cat([a[:, :done], a[:, done:] * a[:, :-done]], 1)
+        done *= 2
+    y = (h[:, 1:] * C.unsqueeze(3)).sum(-1)
+    return y if D is None else y + D * u, h[:, -1], u.new_empty(0)
 
 
 def _backward(
@@ -268,46 +291,21 @@ def _backward(
             ddelta[m, t, g, d] = ds
             if bias is not None:
                 dbias[g, d] += ds.sum((0, 1))
+    dbias, dD = (
+        empty if given is None else found
+        for given, found, empty in (
+            (bias, dbias, u.new_empty(0)),
+            (D, dD, u.new_empty(0)),
+        )
+    )
     return du, ddelta, dbias, _states_last(dA), dB, dC, dD, _states_last(dh)
 
 
-def _backward_fake(
-    u: Tensor,
-    delta: Tensor,
-    bias: Tensor | None,
-    softplus: bool,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    starts: Tensor | None,
-    kept: Tensor,
-    dy: Tensor,
-    dfinal: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    du, ddelta, dA, dB, dC, dh = (
-        torch.empty_like(x, memory_format=torch.contiguous_format) for x in (u, u, A, B, C, dfinal)
-    )
-    return du, ddelta, u.new_empty(u.shape[2:]), dA, dB, dC, u.new_empty(u.shape[2:]), dh
-
-
-def _save(ctx, inputs, output) -> None:
-    u, delta, bias, ctx.softplus, A, B, C, D, initial, starts = inputs
-    ctx.has_initial = initial is not None
-    ctx.save_for_backward(u, delta, bias, A, B, C, D, starts, output[2])
-
-
-def _autograd(ctx, dy, dfinal, _):
-    u, delta, bias, A, B, C, D, starts, kept = ctx.saved_tensors
-    du, ddelta, dbias, dA, dB, dC, dD, dh = backward_op(
-        u, delta, bias, ctx.softplus, A, B, C, D, starts, kept, dy, dfinal
-    )
-    dbias, dD = None if bias is None else dbias, None if D is None else dD
-    return du, ddelta, dbias, None, dA, dB, dC, dD, dh if ctx.has_initial else None, None
-
-
-backward_op = register_op("selective_scan_eager_backward", _backward, _backward_fake)
-forward_op = register_op("selective_scan_eager", _forward, _forward_fake, save=_save, backward=_autograd)
+backward_op = register_op("selective_scan_eager_backward", _backward, "u delta bias A B C D dfinal")
+forward_op = register_op(
+    "selective_scan_eager", _forward, _forward_fake,
+    outputs="y final kept", gradient=backward_op, wrt="u delta bias A B C D initial", plain=plain_scan,
+)  # fmt: skip
 
 
 def selective_scan_eager(

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ...errors import ConfigError, unknown
-from ..common.dispatch import choose_backend
+from ..common.dispatch import Op
 
 __all__ = ["shift"]
+
+_SHIFT = Op("shift", __name__)
 
 PADDINGS = ("zeros", "wrap")
 
@@ -48,14 +50,4 @@ def shift(x: Tensor, shifts: Sequence[int | Sequence[int]], *, padding: str = "z
     if size * (len(offsets) - 1) >= x.shape[-1]:
         raise ConfigError(f"shift: {x.shape[-1]} channels cannot be divided into {len(offsets)} groups of {size}.")
     flat = [d for offset in offsets for d in offset]
-    chosen = choose_backend("shift", backend, x, available=AVAILABLE)
-    if chosen == "triton":
-        from .triton import shift_triton as run
-    elif chosen == "eager":
-        from .eager import shift_eager as run
-    else:
-        from .reference import shift_reference as run
-    return run(x, flat, padding == "wrap")
-
-
-AVAILABLE = ("triton", "eager", "reference")
+    return _SHIFT(backend, x, flat, padding == "wrap")

@@ -10,6 +10,7 @@ from itertools import product
 from torch import Tensor
 
 from ..common.registration import register_op
+from .reference import shift_reference
 
 Run = tuple[int, int, int]  # to, from, length
 
@@ -37,16 +38,8 @@ def _shift(x: Tensor, shifts: list[int], wrap: bool) -> Tensor:
     return y
 
 
-def _fake(x: Tensor, shifts: list[int], wrap: bool) -> Tensor:
-    return x.new_empty(x.shape)
+def _gradient(dy: Tensor, shifts: list[int], wrap: bool) -> Tensor:
+    return shift_eager(dy, [-d for d in shifts], wrap)
 
 
-def _save(ctx, inputs, output) -> None:
-    _, ctx.shifts, ctx.wrap = inputs
-
-
-def _autograd(ctx, dy):
-    return shift_eager(dy, [-d for d in ctx.shifts], ctx.wrap), None, None
-
-
-shift_eager = register_op("shift_eager", _shift, _fake, save=_save, backward=_autograd)
+shift_eager = register_op("shift_eager", _shift, "x", gradient=_gradient, wrt="x", plain=shift_reference)

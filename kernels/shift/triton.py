@@ -70,16 +70,8 @@ def _shift(x: Tensor, shifts: list[int], wrap: bool) -> Tensor:
     return y
 
 
-def _fake(x: Tensor, shifts: list[int], wrap: bool) -> Tensor:
-    return x.new_empty(x.shape)
+def _gradient(dy: Tensor, shifts: list[int], wrap: bool) -> Tensor:
+    return shift_triton(dy, [-d for d in shifts], wrap)
 
 
-def _save(ctx, inputs, output) -> None:
-    _, ctx.shifts, ctx.wrap = inputs
-
-
-def _autograd(ctx, dy):
-    return shift_triton(dy, [-d for d in ctx.shifts], ctx.wrap), None, None
-
-
-shift_triton = register_op("shift_triton", _shift, _fake, save=_save, backward=_autograd)
+shift_triton = register_op("shift_triton", _shift, "x", gradient=_gradient, wrt="x")

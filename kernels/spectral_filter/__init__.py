@@ -6,12 +6,16 @@ B batch, C channels; `*modes` is the grid of kept frequencies.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ...errors import ConfigError
-from ..common.dispatch import choose_backend
+from ..common.dispatch import Op
 
 __all__ = ["spectral_filter"]
+
+# one product: the definition is the fast path, too
+_SPECTRAL_FILTER = Op("spectral_filter", __name__, dtypes=(torch.complex64,), eager="reference")
 
 
 def spectral_filter(x: Tensor, w: Tensor, *, backend: str = "auto") -> Tensor:
@@ -38,12 +42,4 @@ def spectral_filter(x: Tensor, w: Tensor, *, backend: str = "auto") -> Tensor:
         raise ConfigError(
             f"spectral_filter: w has shape {tuple(w.shape)}; expected {tuple(x.shape[1:])} or {tuple(x.shape)}."
         )
-    chosen = choose_backend("spectral_filter", backend, x, w, available=AVAILABLE)
-    if chosen == "triton":
-        from .triton import spectral_filter_triton as run
-    else:  # one product: the definition is the fast path, too
-        from .reference import spectral_filter_reference as run
-    return run(x, w)
-
-
-AVAILABLE = ("triton", "eager", "reference")
+    return _SPECTRAL_FILTER(backend, x, w)

@@ -11,7 +11,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...errors import ConfigError
 from ..common.autotune import configs
 from ..common.registration import register_op
 
@@ -108,10 +107,6 @@ def _forward(x: Tensor, w: Tensor) -> Tensor:
     return y if out is y else y.copy_(out)
 
 
-def _forward_fake(x: Tensor, w: Tensor) -> Tensor:
-    return torch.empty_like(x)
-
-
 def _backward(dy: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     dx, dw = torch.empty_like(x), torch.empty_like(w)
     if not x.numel():
@@ -129,28 +124,9 @@ def _backward(dy: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     return dx if dx_out is dx else dx.copy_(dx_out), dw if dw_out is dw else dw.copy_(dw_out)
 
 
-def _backward_fake(dy: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(w)
-
-
-def _save(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _autograd(ctx, dy):
-    return backward_op(dy, *ctx.saved_tensors)
-
-
-backward_op = register_op("spectral_filter_triton_backward", _backward, _backward_fake)
-forward_op = register_op("spectral_filter_triton", _forward, _forward_fake, save=_save, backward=_autograd)
-
-
-def spectral_filter_triton(x: Tensor, w: Tensor) -> Tensor:
-    """See `mixerzoo.kernels.spectral_filter`.
-
-    Raises:
-        ConfigError: complex128.
-    """
-    if x.dtype != torch.complex64:
-        raise ConfigError(f'spectral_filter: backend "triton" takes complex64, not {x.dtype}.')
-    return forward_op(x, w)
+backward_op = register_op(
+    "spectral_filter_triton_backward", _backward, lambda dy, x, w: (torch.empty_like(x), torch.empty_like(w))
+)
+spectral_filter_triton = register_op(
+    "spectral_filter_triton", _forward, lambda x, w: torch.empty_like(x), gradient=backward_op, wrt="x w"
+)

@@ -9,9 +9,17 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError, unknown
-from ..common.dispatch import choose_backend, default_backend
+from ..common.dispatch import Op, at_most, check_shapes
 
 __all__ = ["spectral_mlp"]
+
+_SPECTRAL_MLP = Op(
+    "spectral_mlp",
+    __name__,
+    dtypes=(torch.complex64, torch.float32),
+    limit=lambda x, w1, *_: at_most(128, "up to {} channels and hidden channels of a block", max(w1.shape[2:])),
+    yields=lambda x, w1, *_: max(w1.shape[2:]) > 16,  # library products are faster
+)
 
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")
 
@@ -61,31 +69,10 @@ def spectral_mlp(
         raise ConfigError(
             f"spectral_mlp: w1 must be (2, K, c, h) with K * c = {x.shape[-1]} channels; got {tuple(w1.shape)}."
         )
-    _, blocks, width, hidden = w1.shape
-    expected = {
-        "w1": (w1, (2, blocks, width, hidden)),
-        "b1": (b1, (2, blocks, hidden)),
-        "w2": (w2, (2, blocks, hidden, width)),
-        "b2": (b2, (2, blocks, width)),
-    }
-    for name, (tensor, shape) in expected.items():
-        if tuple(tensor.shape) != shape or tensor.is_complex():
-            raise ConfigError(
-                f"spectral_mlp: {name} is {tensor.dtype} {tuple(tensor.shape)}; expected real numbers of shape {shape}."
-            )
+    check_shapes("spectral_mlp", w1=("2 K c h", w1), b1=("2 K h", b1), w2=("2 K h c", w2), b2=("2 K c", b2))
+    for name, tensor in (("w1", w1), ("b1", b1), ("w2", w2), ("b2", b2)):
+        if tensor.is_complex():
+            raise ConfigError(f"spectral_mlp: {name} is {tensor.dtype}; expected real numbers.")
     real = torch.float64 if x.dtype == torch.complex128 else torch.float32
     w1, b1, w2, b2 = (t.to(real) for t in (w1, b1, w2, b2))
-    chosen = choose_backend("spectral_mlp", backend, x, w1, b1, w2, b2, available=AVAILABLE)
-    if backend == "auto" and default_backend() == "auto" and max(width, hidden) > TRITON_WIDTH:
-        chosen = "eager"
-    if chosen == "triton":
-        from .triton import spectral_mlp_triton as run
-    elif chosen == "eager":
-        from .eager import spectral_mlp_eager as run
-    else:
-        from .reference import spectral_mlp_reference as run
-    return run(x, w1, b1, w2, b2, activation, float(threshold))
-
-
-AVAILABLE = ("triton", "eager", "reference")
-TRITON_WIDTH = 16  # channels of a block; beyond, `auto` takes library products
+    return _SPECTRAL_MLP(backend, x, w1, b1, w2, b2, activation, float(threshold))

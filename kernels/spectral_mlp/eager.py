@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..common.activations import activate_, activation_gradient
-from ..common.registration import register_op
+from ..common.registration import empties, register_op
+from .reference import spectral_mlp_reference
 
 MODES = 512  # at a time on a CPU: 3 MB of hidden modes for 768 channels
 
@@ -71,12 +72,6 @@ def _forward(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activati
     return y if y.stride() == x.stride() else torch.empty_like(x).copy_(y)
 
 
-def _forward_fake(
-    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str, threshold: float
-) -> Tensor:
-    return torch.empty_like(x)
-
-
 def _backward(
     dy: Tensor, x: Tensor, y: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, activation: str, threshold: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -106,20 +101,9 @@ def _backward(
     return dx, dw1.conj_physical_(), db1, dw2.conj_physical_(), db2
 
 
-def _backward_fake(
-    dy: Tensor, x: Tensor, y: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, activation: str, threshold: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dw1, db1, dw2, db2 = (t.new_empty(t.shape) for t in (w1, b1, w2, w2[:, 0]))
-    return torch.empty_like(x), dw1, db1, dw2, db2
-
-
-def _save(ctx, inputs, output) -> None:
-    x, w1, b1, w2, _, ctx.activation, ctx.threshold = inputs
-    ctx.save_for_backward(x, output, w1, b1, w2)
-
-
-def _autograd(ctx, dy):
-    return *backward_op(dy, *ctx.saved_tensors, ctx.activation, ctx.threshold), None, None
+def _plain(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str, threshold: float) -> Tensor:
+    w1, b1, w2, b2 = (torch.stack([t.real, t.imag]) for t in (w1, b1, w2, b2))
+    return spectral_mlp_reference(x, w1, b1, w2, b2, activation, threshold)
 
 
 def _flops(x, w1, b1, w2, b2, *_, out_shape=None, **__) -> int:
@@ -133,8 +117,14 @@ def _backward_flops(dy, x, y, w1, *_, out_shape=None, **__) -> int:
     return 5 * _flops(x, w1, None, None, None) // 2
 
 
-backward_op = register_op("spectral_mlp_eager_backward", _backward, _backward_fake, flops=_backward_flops)
-forward_op = register_op("spectral_mlp_eager", _forward, _forward_fake, save=_save, backward=_autograd, flops=_flops)
+backward_op = register_op(
+    "spectral_mlp_eager_backward", _backward,
+    lambda dy, x, y, w1, b1, w2, *_: (torch.empty_like(x), *empties(w1, b1, w2, w2[:, 0])), flops=_backward_flops,
+)  # fmt: skip
+forward_op = register_op(
+    "spectral_mlp_eager", _forward, lambda x, *_: torch.empty_like(x),
+    gradient=backward_op, wrt="x w1 b1 w2 b2", plain=_plain, flops=_flops,
+)  # fmt: skip
 
 
 def spectral_mlp_eager(

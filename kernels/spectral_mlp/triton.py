@@ -23,15 +23,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...errors import ConfigError
 from ..common.activation_tiles import activate, activation_slope
-from ..common.registration import register_op
-from ..common.tiles import dot
+from ..common.registration import empties, register_op
+from ..common.tiles import INTERPRETED, allows_tf32, dot, on_nvidia
 from .eager import backward_op as library_backward
 from .eager import laid_out, viewed
 from .triton_tiles import anew, dot_by_16, load_complex, load_weight, load_weights, mode_rows, shrink, store_complex
 
-LARGEST = 128  # channels of a block in the forward kernel
 LARGEST_BACKWARD = 16  # beyond, it spills
 
 
@@ -203,24 +201,16 @@ def _tiles(size: int) -> tuple[int, int]:
     return 32, triton.cdiv(size, 32)
 
 
-def _on_nvidia() -> bool:
-    if triton.knobs.runtime.interpret:
-        return True
-    return triton.runtime.driver.active.get_current_target().backend == "cuda"
-
-
 def _forward_shape(CS: int, HS: int) -> tuple[int, int]:
     """Modes of a tile and warps that keep the kernel in its registers."""
-    if not _on_nvidia():
+    if not on_nvidia():
         return 16, 4
     return (32, 4) if max(CS, HS) <= 16 else (16, 8)
 
 
 def _precision() -> str:
     """Exact float32 products unless PyTorch's own may use TF32. Three TF32 products in place of one spill registers."""
-    if triton.knobs.runtime.interpret or torch.get_float32_matmul_precision() == "highest" or not _on_nvidia():
-        return "ieee"
-    return "tf32"
+    return "tf32" if on_nvidia() and not INTERPRETED.value and allows_tf32() else "ieee"
 
 
 def _modes(view: Tensor) -> tuple[int, int, list[int]]:
@@ -248,12 +238,6 @@ def _forward(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activati
         num_warps=warps, num_stages=1,
     )  # fmt: skip
     return y if out is y else y.copy_(out)
-
-
-def _forward_fake(
-    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str, threshold: float
-) -> Tensor:
-    return torch.empty_like(x)
 
 
 def _backward(
@@ -286,26 +270,12 @@ def _backward(
     return dx if out is dx else dx.copy_(out), dw1, db1, dw2, db2
 
 
-def _backward_fake(
-    dy: Tensor, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str, threshold: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dw1, db1, dw2, db2 = (t.new_empty(t.shape) for t in (w1, b1, w2, b2))
-    return torch.empty_like(x), dw1, db1, dw2, db2
-
-
-def _save(ctx, inputs, output) -> None:
-    x, w1, b1, w2, b2, ctx.activation, ctx.threshold = inputs
-    ctx.fused = max(w1.shape[2:]) <= LARGEST_BACKWARD
-    ctx.save_for_backward(x, w1, b1, w2, b2, None if ctx.fused else output)
-
-
-def _autograd(ctx, dy):
-    x, w1, b1, w2, b2, y = ctx.saved_tensors
-    if ctx.fused:
-        return *backward_op(dy, x, w1, b1, w2, b2, ctx.activation, ctx.threshold), None, None
+def _library_gradient(
+    dy: Tensor, x: Tensor, y: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, activation: str, threshold: float
+) -> tuple[Tensor, ...]:
     weights: Sequence[Tensor] = [torch.complex(t[0], t[1]) for t in (w1, b1, w2)]
-    dx, *grads = library_backward(dy, x, y, *weights, ctx.activation, ctx.threshold)
-    return dx, *(torch.stack([g.real, g.imag]) for g in grads), None, None
+    dx, *grads = library_backward(dy, x, y, *weights, activation, threshold)
+    return dx, *(torch.stack([g.real, g.imag]) for g in grads)
 
 
 def _flops(x, w1, *_, out_shape=None, **__) -> int:
@@ -319,24 +289,19 @@ def _backward_flops(dy, x, w1, *_, out_shape=None, **__) -> int:
     return 3 * _flops(x, w1)
 
 
-backward_op = register_op("spectral_mlp_triton_backward", _backward, _backward_fake, flops=_backward_flops)
-forward_op = register_op("spectral_mlp_triton", _forward, _forward_fake, save=_save, backward=_autograd, flops=_flops)
+backward_op = register_op(
+    "spectral_mlp_triton_backward", _backward,
+    lambda dy, x, w1, b1, w2, b2, *_: (torch.empty_like(x), *empties(w1, b1, w2, b2)), flops=_backward_flops,
+)  # fmt: skip
+forward_op, wide_op = (
+    register_op(name, _forward, lambda x, *_: torch.empty_like(x), gradient=gradient, wrt="x w1 b1 w2 b2", flops=_flops)
+    for name, gradient in (("spectral_mlp_triton", backward_op), ("spectral_mlp_triton_wide", _library_gradient))
+)
 
 
 def spectral_mlp_triton(
     x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str, threshold: float
 ) -> Tensor:
-    """See `mixerzoo.kernels.spectral_mlp`.
-
-    Raises:
-        ConfigError: complex128, or blocks too large for the registers.
-    """
-    if x.dtype != torch.complex64:
-        raise ConfigError(f'spectral_mlp: backend "triton" takes complex64, not {x.dtype}.')
-    if max(w1.shape[2:]) > LARGEST:
-        raise ConfigError(
-            f'spectral_mlp: backend "triton" takes up to {LARGEST} channels and hidden channels of a block, not '
-            f'{w1.shape[2]} and {w1.shape[3]}; more blocks or backend="eager" help.'
-        )
-    w1, b1, w2, b2 = (t.contiguous() for t in (w1, b1, w2, b2))
-    return forward_op(x, w1, b1, w2, b2, activation, threshold)
+    """See `mixerzoo.kernels.spectral_mlp`."""
+    run = forward_op if max(w1.shape[2:]) <= LARGEST_BACKWARD else wide_op
+    return run(x, *(t.contiguous() for t in (w1, b1, w2, b2)), activation, threshold)

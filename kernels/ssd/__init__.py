@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ...errors import ConfigError
-from ..common.chunking import check_documents, check_shape
-from ..common.dispatch import choose_backend
+from ..common.chunking import keys_limit
+from ..common.dispatch import Op, check_divides, check_shapes
 
 __all__ = ["ssd", "ssd_step"]
+
+_SCAN = Op("ssd", __name__, limit=keys_limit, empty="reference")
+_STEP = Op("ssd_step", __name__, gradient=False, triton="triton_step", eager="reference")
 
 
 def ssd(
@@ -59,24 +61,18 @@ def ssd(
         ConfigError: shapes that do not fit each other.
         RuntimeError: a backend that cannot run here.
     """
-    check_shape("ssd", "v", v, (None, None, None, None), "B, L, H, V")
-    batch, length, heads, size = v.shape
-    check_shape("ssd", "q", q, (batch, length, None, None), "B, L, G, K")
-    groups, keys = q.shape[2:]
-    check_shape("ssd", "k", k, (batch, length, groups, keys), "B, L, G, K")
-    check_shape("ssd", "g", g, (batch, length, heads), "B, L, H")
-    check_shape("ssd", "beta", beta, (batch, length, heads), "B, L, H")
-    check_shape("ssd", "initial_state", initial_state, (batch, heads, keys, size), "B, H, K, V")
-    check_documents("ssd", document_ids, batch, length)
-    _check_groups("ssd", heads, groups)
-    chosen = choose_backend("ssd", backend, q, k, v, g, beta, initial_state, document_ids)
-    if v.numel() == 0 or chosen == "reference":
-        from .reference import ssd_reference as run
-    elif chosen == "triton":
-        from .triton import ssd_triton as run
-    else:
-        from .eager import ssd_eager as run
-    y, state = run(q, k, v, g, beta, float(scale), initial_state, document_ids)
+    sizes = check_shapes(
+        "ssd",
+        v=("B L H V", v),
+        q=("B L G K", q),
+        k=("B L G K", k),
+        g=("B L H", g),
+        beta=("B L H", beta),
+        initial_state=("B H K V", initial_state),
+        document_ids=("B L", document_ids),
+    )
+    check_divides("ssd", sizes["H"], "heads of v", sizes["G"], "groups of q and k")
+    y, state = _SCAN(backend, q, k, v, g, beta, float(scale), initial_state, document_ids)
     return (y, state) if return_final_state else y
 
 
@@ -110,25 +106,14 @@ def ssd_step(
         ConfigError: shapes that do not fit each other.
         RuntimeError: a backend that cannot run here.
     """
-    check_shape("ssd_step", "v_t", v_t, (None, None, None), "B, H, V")
-    batch, heads, size = v_t.shape
-    check_shape("ssd_step", "q_t", q_t, (batch, None, None), "B, G, K")
-    groups, keys = q_t.shape[1:]
-    check_shape("ssd_step", "k_t", k_t, (batch, groups, keys), "B, G, K")
-    check_shape("ssd_step", "g_t", g_t, (batch, heads), "B, H")
-    check_shape("ssd_step", "beta_t", beta_t, (batch, heads), "B, H")
-    check_shape("ssd_step", "state", state, (batch, heads, keys, size), "B, H, K, V")
-    _check_groups("ssd_step", heads, groups)
-    chosen = choose_backend("ssd_step", backend, q_t, k_t, v_t, g_t, state, beta_t)
-    if chosen == "triton":
-        from ..common.chunked_scan_step import chunked_step_triton
-
-        return chunked_step_triton("ssd_step", q_t, k_t, v_t, g_t, beta_t, state, float(scale))
-    from .reference import ssd_step_reference as run
-
-    return run(q_t, k_t, v_t, g_t, state, beta_t, float(scale))
-
-
-def _check_groups(op: str, heads: int, groups: int) -> None:
-    if groups < 1 or heads % groups:
-        raise ConfigError(f"{op}: the {heads} heads of v are not divisible into the {groups} groups of q and k.")
+    sizes = check_shapes(
+        "ssd_step",
+        v_t=("B H V", v_t),
+        q_t=("B G K", q_t),
+        k_t=("B G K", k_t),
+        g_t=("B H", g_t),
+        beta_t=("B H", beta_t),
+        state=("B H K V", state),
+    )
+    check_divides("ssd_step", sizes["H"], "heads of v", sizes["G"], "groups of q and k")
+    return _STEP(backend, q_t, k_t, v_t, g_t, state, beta_t, float(scale))

@@ -329,4 +329,4 @@ def ssd_triton(
     document_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Outputs (B, L, H, V) and the last state (B, H, K, V); shapes as in `ssd`."""
-    return run_scan("ssd", _forward_op, q, k, v, (g, beta), scale, initial_state, document_ids)
+    return run_scan(_forward_op, q, k, v, (g, beta), scale, initial_state, document_ids)

@@ -8,10 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...errors import ConfigError, unknown
-from ..common.dispatch import choose_backend
+from ...errors import unknown
+from ..common.dispatch import Op, check_shapes
 
 __all__ = ["token_mlp"]
+
+_TOKEN_MLP = Op("token_mlp", __name__)
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
 
@@ -49,37 +51,13 @@ def token_mlp(
         ConfigError: shapes that do not fit each other, or an unknown activation.
         RuntimeError: a backend that cannot run here.
     """
-    if x.dim() != 3 or w1.dim() != 2 or w2.dim() != 2:
-        raise ConfigError(
-            f"token_mlp: x, w1 and w2 must be (B, N, C), (E, N) and (M, E); got {tuple(x.shape)}, {tuple(w1.shape)} "
-            f"and {tuple(w2.shape)}."
-        )
     if activation not in ACTIVATIONS:
         raise unknown("token_mlp: activation", activation, ACTIVATIONS)
-    hidden, tokens = w1.shape
-    expected = {
-        "x": (x, (x.shape[0], tokens, x.shape[2])),
-        "b1": (b1, (hidden,)),
-        "w2": (w2, (w2.shape[0], hidden)),
-        "b2": (b2, (w2.shape[0],)),
-    }
-    for name, (tensor, shape) in expected.items():
-        if tensor is not None and tuple(tensor.shape) != shape:
-            raise ConfigError(f"token_mlp: {name} has shape {tuple(tensor.shape)}; expected {shape}.")
+    check_shapes("token_mlp", w1=("E N", w1), x=("B N C", x), b1=("E", b1), w2=("M E", w2), b2=("M", b2))
     device = x.device.type
     if torch.is_autocast_enabled(device):
         x = x.to(torch.get_autocast_dtype(device))
     w1, w2 = w1.to(x.dtype), w2.to(x.dtype)
-    b1 = x.new_zeros(hidden) if b1 is None else b1.to(x.dtype)
+    b1 = x.new_zeros(w1.shape[0]) if b1 is None else b1.to(x.dtype)
     b2 = x.new_zeros(w2.shape[0]) if b2 is None else b2.to(x.dtype)
-    chosen = choose_backend("token_mlp", backend, x, w1, b1, w2, b2, available=AVAILABLE)
-    if chosen == "triton":
-        from .triton import token_mlp_triton as run
-    elif chosen == "eager":
-        from .eager import token_mlp_eager as run
-    else:
-        from .reference import token_mlp_reference as run
-    return run(x, w1, b1, w2, b2, activation)
-
-
-AVAILABLE = ("triton", "eager", "reference")
+    return _TOKEN_MLP(backend, x, w1, b1, w2, b2, activation)

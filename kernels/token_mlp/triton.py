@@ -9,15 +9,16 @@ sum over samples and channels. That sum is split over samples for enough program
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...errors import ConfigError
 from ..common.activation_tiles import activate, activation_slope
 from ..common.autotune import configs
-from ..common.registration import register_op
+from ..common.registration import empties, register_op
 from ..common.tiles import dot, load_tile, precision, rows, store_tile
 
 TILES = (
@@ -131,23 +132,20 @@ def _forward(
     return y, z
 
 
-def _forward_fake(
-    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str, keep: bool
-) -> tuple[Tensor, Tensor]:
+def _forward_fake(x: Tensor, w1: Tensor, _: Tensor, w2: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     samples, _, channels = x.shape
+    *_, keep = rest
     y = x.new_empty(samples, w2.shape[0], channels)
     return y, x.new_empty(samples if keep else 0, w1.shape[0], channels)
 
 
 def _backward(
-    dy: Tensor, x: Tensor, z: Tensor, w1: Tensor, w2: Tensor, activation: str
+    dy: Tensor, x: Tensor, z: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     if not x.numel():
-        found = _backward_fake(dy, x, z, w1, w2, activation)
-        for t in found:
-            t.zero_()
-        return found
-    dx, dz, h = x.new_empty(x.shape), torch.empty_like(z), torch.empty_like(z)
+        dx, dw1, db1, dw2, db2 = (torch.zeros_like(t) for t in (x, w1, b1, w2, b2))
+        return dx, dw1, db1, dw2, db2
+    dx, dz, h = empties(x, z, z)
     dy, x = rows(dy), rows(x)
     _matmul(w2.T, dy, None, dz, "slope", activation, z, h)
     _matmul(w1.T, dz, None, dx, "plain")
@@ -156,41 +154,22 @@ def _backward(
     return dx, dw1, db1, dw2, db2
 
 
-def _backward_fake(
-    dy: Tensor, x: Tensor, z: Tensor, w1: Tensor, w2: Tensor, activation: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dx, dw1, db1, dw2, db2 = (x.new_empty(s) for s in (x.shape, w1.shape, w1.shape[:1], w2.shape, w2.shape[:1]))
-    return dx, dw1, db1, dw2, db2
-
-
-def _save(ctx, inputs, output) -> None:
-    x, w1, _, w2, _, ctx.activation, _ = inputs
-    ctx.save_for_backward(x, output[1], w1, w2)
-
-
-def _autograd(ctx, dy, _):
-    return *backward_op(dy, *ctx.saved_tensors, ctx.activation), None, None
-
-
 def _flops(x, w1, b1, w2, b2, activation, keep, *, out_shape=None, **_) -> int:
     return 2 * x[0] * x[2] * w1[0] * (w1[1] + w2[0])
 
 
-def _backward_flops(dy, x, z, w1, w2, activation, *, out_shape=None, **_) -> int:
-    return 2 * _flops(x, w1, None, w2, None, activation, True)
+def _backward_flops(dy, x, z, *weights, out_shape=None, **_) -> int:
+    return 2 * _flops(x, *weights, True)
 
 
-backward_op = register_op("token_mlp_triton_backward", _backward, _backward_fake, flops=_backward_flops)
-forward_op = register_op("token_mlp_triton", _forward, _forward_fake, save=_save, backward=_autograd, flops=_flops)
+backward_op = register_op("token_mlp_triton_backward", _backward, "x w1 b1 w2 b2", flops=_backward_flops)
+forward_op = register_op(
+    "token_mlp_triton", _forward, _forward_fake,
+    outputs="y z", gradient=backward_op, wrt="x w1 b1 w2 b2", flops=_flops,
+)  # fmt: skip
 
 
 def token_mlp_triton(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str) -> Tensor:
-    """See `mixerzoo.kernels.token_mlp`.
-
-    Raises:
-        ConfigError: float64.
-    """
-    if x.dtype == torch.float64:
-        raise ConfigError('token_mlp: backend "triton" computes in float32, bfloat16 or float16, not float64.')
+    """See `mixerzoo.kernels.token_mlp`."""
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (x, w1, b1, w2, b2))
     return forward_op(x, w1, b1.contiguous(), w2, b2.contiguous(), activation, keep)[0]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError
-from ...kernels.block_sparse_attention import expand_heads
+from ...kernels.block_sparse_attention.problem import expand_heads
 from ...schema import Parts
 from .block_selection import Tiles, block_scores, pool_blocks, top_p
 

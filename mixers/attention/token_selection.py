@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...kernels.block_sparse_attention import expand_heads
+from ...kernels.block_sparse_attention.problem import expand_heads
 from .block_selection import pool_blocks
 from .sparsifiner import ConnectivityPredictor
 

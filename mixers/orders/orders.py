@@ -164,17 +164,16 @@ def _rows(x: Tensor, index: Tensor) -> Tensor:
     return x.reshape(batch * tokens, -1).index_select(0, index).unflatten(0, (batch, -1))
 
 
-def _scan(x: Tensor, key: str, grid: list[int]) -> Tensor:
-    """(B, K', N, C) to (B, P, L, C), K' = K for tokens of each path or 1 for the same on all; zeros at padding."""
+def _scan(x: Tensor, key: str, grid: list[int], together: bool) -> Tensor:
+    """(B, K, N, C), tokens of each path, or together (B, 1, N, C) to (B, P, L, C); zeros at padding."""
     table = _table(key, tuple(grid), x.device)
-    index = table.index if x.shape[1] == 1 else table.index_of_path
-    y = _rows(x.flatten(1, 2), index)
+    y = _rows(x.flatten(1, 2), table.index if together else table.index_of_path)
     if table.valid is not None:
         y = y * table.valid.view(-1, 1)
     return y.unflatten(1, table.shape)
 
 
-def _scan_fake(x: Tensor, key: str, grid: list[int]) -> Tensor:
+def _scan_fake(x: Tensor, key: str, grid: list[int], _: bool) -> Tensor:
     shape = _table(key, tuple(int(s) for s in grid), torch.device("cpu")).shape
     return x.new_empty(x.shape[0], *shape, x.shape[3])
 
@@ -196,29 +195,23 @@ def _merge_fake(y: Tensor, key: str, grid: list[int], together: bool) -> Tensor:
     return y.new_empty(y.shape[0], 1 if together else paths, tokens, y.shape[3])
 
 
-def _save_scan(ctx: Any, inputs: Any, output: Tensor) -> None:
-    x, ctx.key, ctx.grid = inputs
-    ctx.together = x.shape[1] == 1
+def _scan_gradient(dy: Tensor, key: str, grid: list[int], together: bool) -> Tensor:
+    return merge_op(dy, key, grid, together)
 
 
-def _save_merge(ctx: Any, inputs: Any, output: Tensor) -> None:
-    _, ctx.key, ctx.grid, _ = inputs
-
-
-def _scan_backward(ctx: Any, grad: Tensor) -> Any:
-    return merge_op(grad, ctx.key, ctx.grid, ctx.together), None, None
-
-
-def _merge_backward(ctx: Any, grad: Tensor) -> Any:
-    return scan_op(grad, ctx.key, ctx.grid), None, None, None
+def _merge_gradient(dx: Tensor, key: str, grid: list[int], together: bool) -> Tensor:
+    return scan_op(dx, key, grid, together)
 
 
 def _no_flops(*shapes: Any, **kwargs: Any) -> int:
     return 0
 
 
-scan_op = register_op("order_scan", _scan, _scan_fake, save=_save_scan, backward=_scan_backward, flops=_no_flops)
-merge_op = register_op("order_merge", _merge, _merge_fake, save=_save_merge, backward=_merge_backward, flops=_no_flops)
+scan_op = register_op("order_scan", _scan, _scan_fake, gradient=_scan_gradient, wrt="x", plain=_scan, flops=_no_flops)
+merge_op = register_op(
+    "order_merge", _merge, _merge_fake,
+    outputs="x", gradient=_merge_gradient, wrt="y", plain=_merge, flops=_no_flops,
+)  # fmt: skip
 
 
 class Order:
@@ -281,11 +274,11 @@ class Order:
         """Tokens `(B, *grid, C)` as sequences `(B, P, L, C)`; zeros at padding."""
         if self.is_raster:
             return x.flatten(1, -2).unsqueeze(1)
-        return scan_op(x.flatten(1, -2).unsqueeze(1), self.key, list(x.shape[1:-1]))
+        return scan_op(x.flatten(1, -2).unsqueeze(1), self.key, list(x.shape[1:-1]), True)
 
     def scan_each(self, x: Tensor) -> Tensor:
         """Tokens that differ from path to path, `(B, K, *grid, C)`, as sequences, as `scan` does."""
-        return scan_op(x.flatten(2, -2), self.key, list(x.shape[2:-1]))
+        return scan_op(x.flatten(2, -2), self.key, list(x.shape[2:-1]), x.shape[1] == 1)
 
     def scan_mask(self, mask: Tensor) -> Tensor:
         """Mask `(B, *grid)` of the real tokens as `(B, P, L)`, False at padding of the order too."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from mixerzoo.errors import ConfigError
 from mixerzoo.kernels import Blocks, block_sparse_attention, blocks_of_lists, blocks_of_mask
-from mixerzoo.kernels.block_sparse_attention import mask_of_blocks, transposed
+from mixerzoo.kernels.block_sparse_attention.blocks import mask_of_blocks, transposed
 from mixerzoo.tests.kernels.utils import agrees, check_reference, compare, mutated
 from torch import Tensor
 from torch.nn import functional as F

@@ -114,9 +114,9 @@ def test_opcheck():
     given = {k: v.requires_grad_() for k, v in inputs(1, 6, 3, 3).items()}
     x, weight, bias, state = (given[k] for k in ("x", "weight", "bias", "initial_state"))
     row = torch.cat([state, x], 1).detach().requires_grad_()
-    torch.library.opcheck(eager.forward_op, (row, weight.T.detach().contiguous().requires_grad_(), bias, None, True))
-    torch.library.opcheck(triton.forward_op, (x, weight, bias, state, None, True))
-    torch.library.opcheck(triton.step_op, (x[:, 0].detach(), weight.detach(), bias.detach(), state.detach(), True))
+    torch.library.opcheck(eager.forward_op.op, (row, weight.T.detach().contiguous().requires_grad_(), bias, None, True))
+    torch.library.opcheck(triton.forward_op.op, (x, weight, bias, state, None, True))
+    torch.library.opcheck(triton.step_op.op, (x[:, 0].detach(), weight.detach(), bias.detach(), state.detach(), True))
 
 
 @pytest.mark.parametrize("backend", ["eager", "triton"])

@@ -126,8 +126,8 @@ def test_opcheck():
 
     x = torch.randn(1, 5, 3, requires_grad=True)
     mask, ids = torch.rand(1, 5) < 0.7, torch.tensor([[0, 0, 1, 1, 1]], dtype=torch.int32)
-    torch.library.opcheck(eager.pool_mix_eager, (x, 3, True, mask, ids))
-    torch.library.opcheck(triton.forward_op, (x, 3, True, mask, ids))
+    torch.library.opcheck(eager.pool_mix_eager.op, (x, 3, True, mask, ids))
+    torch.library.opcheck(triton.forward_op.op, (x, 3, True, mask, ids))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

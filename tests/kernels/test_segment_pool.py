@@ -102,7 +102,7 @@ def test_opcheck():
 
     given = inputs(1, 5, 3, mask=True)
     leaves = [given[k].requires_grad_() for k in ("segment", "local")]
-    torch.library.opcheck(triton.forward_op, (*leaves, 2, 1, given["mask"]))
+    torch.library.opcheck(triton.forward_op.op, (*leaves, 2, 1, given["mask"]))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

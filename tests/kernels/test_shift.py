@@ -55,8 +55,8 @@ def test_opcheck():
     from mixerzoo.kernels.shift import eager, triton
 
     x = torch.randn(1, 5, 4, requires_grad=True)
-    torch.library.opcheck(eager.shift_eager, (x, [1, -1], True))
-    torch.library.opcheck(triton.shift_triton, (x, [1, -1], False))
+    torch.library.opcheck(eager.shift_eager.op, (x, [1, -1], True))
+    torch.library.opcheck(triton.shift_triton.op, (x, [1, -1], False))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -72,7 +72,7 @@ MUTANTS = [
     ("source + size, source", "source, source"),
     ("c // SIZE == g", "c // SIZE >= g + 1"),
     ("h * x_h", "h * channels"),
-    ("[-d for d in ctx.shifts]", "list(ctx.shifts)"),
+    ("[-d for d in shifts]", "list(shifts)"),
 ]
 
 

@@ -56,7 +56,9 @@ def test_empty_batch(backend):
 def test_opcheck():
     from mixerzoo.kernels.spectral_filter import triton
 
-    torch.library.opcheck(triton.forward_op, (modes(2, 3, 2).requires_grad_(), modes(3, 2).requires_grad_()))
+    torch.library.opcheck(
+        triton.spectral_filter_triton.op, (modes(2, 3, 2).requires_grad_(), modes(3, 2).requires_grad_())
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

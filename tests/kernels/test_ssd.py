@@ -242,7 +242,7 @@ def test_opcheck():
 
     x = scan_inputs("ssd", 1, 20, 1, 3, 4, dtype=torch.float32)
     leaves = [x[n].requires_grad_() for n in ("q", "k", "v", "g", "beta")]
-    torch.library.opcheck(_forward_op, (*leaves, 0.5, x["initial_state"].requires_grad_(), None))
+    torch.library.opcheck(_forward_op.op, (*leaves, 0.5, x["initial_state"].requires_grad_(), None))
 
 
 @pytest.mark.slow

@@ -94,7 +94,7 @@ def test_opcheck():
     from mixerzoo.kernels.token_mlp import triton
 
     given = [t.requires_grad_() for t in inputs(2, 3, 4, 2).values()]
-    torch.library.opcheck(triton.forward_op, (*given, "gelu", True))
+    torch.library.opcheck(triton.forward_op.op, (*given, "gelu", True))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

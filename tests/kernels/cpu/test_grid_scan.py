@@ -134,7 +134,7 @@ def test_opcheck_and_compile():
     codes = [path.code for path in PATHS[:4]]
     for make in (lambda v: v, skewed):
         leaves = [make(v).detach().requires_grad_() for v in given.values()]
-        torch.library.opcheck(module.forward_op, (*leaves, codes))
+        torch.library.opcheck(module.forward_op.op, (*leaves, codes))
     compiled = torch.compile(lambda **x: grid_scan(**x, paths=PATHS[:4]), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(**given), grid_scan(**given, paths=PATHS[:4]))
 

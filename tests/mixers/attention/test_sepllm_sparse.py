@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from mixerzoo.errors import ConfigError
-from mixerzoo.kernels.block_sparse_attention import mask_of_blocks
+from mixerzoo.kernels.block_sparse_attention.blocks import mask_of_blocks
 from mixerzoo.mixers.attention.attention import Attention
 from mixerzoo.mixers.attention.sepllm import SepLLM, separator_blocks
 from mixerzoo.tests.mixers import sequence_checks as checks

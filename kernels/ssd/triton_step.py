@@ -1,0 +1,14 @@
+"""One token of `ssd` on GPUs."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..common.chunked_scan_step import step_op
+
+
+def ssd_step_triton(
+    q_t: Tensor, k_t: Tensor, v_t: Tensor, g_t: Tensor | None, state: Tensor, beta_t: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """See `mixerzoo.kernels.ssd_step`."""
+    return step_op(q_t, k_t, v_t, g_t, beta_t, state, scale, False)
