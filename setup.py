@@ -5,7 +5,7 @@ This cannot be said in pyproject.toml without listing every folder by hand.
 
 from setuptools import find_packages, setup
 
-FOLDERS = ["kernels", "mixers", "models", "tasks", "training"]
+FOLDERS = ["kernels", "mixers", "models", "tasks", "training", "contract"]
 
 setup(
     package_dir={"mixerzoo": "."},

@@ -6,7 +6,7 @@ Axis letters: B batch, N tokens, C channels, H height, W width, T frames. `*grid
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -56,6 +56,7 @@ class Mixer(nn.Module):
             need none).
         requires: for options that need others to have an effect, the values of these, e.g.
             `{"sink_tokens": {"window": 3}}`; the tests set them on both sides of the comparison.
+        variants: combinations of options that the tests also try; those that the causal form refuses are left out there.
         inert: options that change neither output, parameters nor cost, such as a backend.
     """
 
@@ -74,6 +75,7 @@ class Mixer(nn.Module):
     source: ClassVar[str] = ""
     alternatives: ClassVar[Mapping[str, Any]] = {}
     requires: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    variants: ClassVar[Sequence[Mapping[str, Any]]] = ()
     inert: ClassVar[frozenset[str]] = frozenset()
 
     grid: Grid | None = None

@@ -81,6 +81,14 @@ def rows_apart(x: Tensor, index: tuple[Tensor, Tensor], rows: int, length: int) 
     return x.new_zeros(rows, length, x.shape[2]).index_put(index, x)
 
 
+def without_padding(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Tokens `(B, *grid, C)` with zeros where `mask` `(B, *grid)` is False; without a mask they are given back.
+
+    It chooses and does not multiply: whatever stands in the padding, NaN too, is gone, and so is its gradient.
+    """
+    return x if mask is None else x.masked_fill(~mask.unsqueeze(-1), 0.0)
+
+
 def padding_last(mask: Tensor) -> Tensor:
     """The order (B, N) that moves real tokens to the front of every row, keeping their order among themselves."""
     return torch.argsort((~mask).to(torch.int8), dim=1, stable=True)
@@ -90,6 +98,25 @@ def reorder(x: Tensor, order: Tensor) -> Tensor:
     """`x` (B, P, ...) at the places (B, N) of every row: with the numbers 0 .. P-1 in some order, a permutation."""
     index = order.view(*order.shape, *([1] * (x.ndim - 2)))
     return x.gather(1, index.expand(x.shape[0], -1, *x.shape[2:]))
+
+
+def real_first(
+    x: Tensor, mask: Tensor, document_ids: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """A sequence as a causal mixer wants it: the real tokens first, zeros behind them, where nobody looks.
+
+    Args:
+        x: (B, N, C).
+        mask: (B, N) bool, True for real tokens.
+        document_ids: (B, N), or None.
+
+    Returns:
+        The tokens, the mask and the number of the document of each (or None), all moved, and the order for `put_back`.
+    """
+    order = padding_last(mask)
+    # numbers, not ids: documents of one id would touch where all between them is padding
+    documents = None if document_ids is None else reorder(segments(document_ids), order)
+    return reorder(without_padding(x, mask), order), mask.gather(1, order), documents, order
 
 
 def put_back(x: Tensor, order: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ MAY_IMPORT = {
     "models": {"kernels", "mixers"},
     "tasks": set(),
     "training": {"kernels", "mixers", "models", "tasks"},
+    "contract": {"kernels", "mixers", "models", "tasks", "training"},
 }
 MOST_FILES = 15
 

@@ -19,7 +19,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel of a copy of the sources: building leaves folders behind."""
     pytest.importorskip("setuptools", minversion="77")
     copy = tmp_path_factory.mktemp("sources") / "anything"
-    names = ["kernels", "mixers", "models", "tasks", "training", "configs"]
+    names = ["kernels", "mixers", "models", "tasks", "training", "contract", "configs"]
     for name in names:
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     files = [
@@ -48,7 +48,7 @@ def test_contents(wheel: Path) -> None:
     assert {n.split("/")[0] for n in names if ".dist-info" not in n} == {"mixerzoo"}
     for path in ["train.py", "py.typed", "kernels/common/dispatch.py", "mixers/local/basic.py", "configs/train.yaml"]:
         assert f"mixerzoo/{path}" in names
-    for folder in ("kernels", "mixers", "models", "tasks", "training"):
+    for folder in ("kernels", "mixers", "models", "tasks", "training", "contract"):
         for file in (ROOT / folder).rglob("*.py"):
             assert f"mixerzoo/{file.relative_to(ROOT)}" in names
     for file in (ROOT / "configs").rglob("*.yaml"):

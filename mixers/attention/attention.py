@@ -23,6 +23,7 @@ from ..positions import (
     reorder,
     rotate,
     segments,
+    without_padding,
 )
 from .kv_cache import KeyValueCache, Rule, append, attend, bias_of, extend, weigh
 
@@ -165,6 +166,7 @@ class Attention(Mixer, name="attention"):
         order = valid = None
         if mask is not None:
             valid = mask.flatten(1)
+            tokens = without_padding(tokens, valid)
             if not self.is_causal:
                 # a row without any real token sees everything: no softmax is empty, so no NaN
                 valid = valid | ~valid.any(1, keepdim=True)
@@ -173,7 +175,7 @@ class Attention(Mixer, name="attention"):
                 order = padding_last(valid)
                 tokens = reorder(tokens, order)
                 segment = None if segment is None else reorder(segment, order)
-                valid = None if self.is_causal else reorder(valid, order)
+                valid = None if self.is_causal and segment is None else reorder(valid, order)
         positions = None if segment is None else positions_in_segment(segment)
         if segment is not None and valid is not None:
             # padding is a document of its own, so that each of its tokens sees something
@@ -224,7 +226,7 @@ class Attention(Mixer, name="attention"):
         if state is None:
             state = self.init_state(batch, device=x.device, dtype=x.dtype)
         order = None if mask is None else padding_last(mask)
-        tokens = x if order is None else reorder(x, order)
+        tokens = x if order is None else reorder(without_padding(x, mask), order)
         added = state.length.new_full((batch,), length) if mask is None else mask.sum(1)
         index = torch.arange(length, device=x.device)[None]
         positions = index if fresh else state.length[:, None] + index

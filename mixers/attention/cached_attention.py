@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ...errors import ConfigError
 from ...kernels.cpu.pointwise import linear
-from ..positions import document_rows, padding_last, put_back, reorder, rows_apart
+from ..positions import document_rows, padding_last, put_back, reorder, rows_apart, without_padding
 from .attention import Attention
 
 
@@ -62,6 +62,7 @@ class CachedAttention(Attention):
     def forward(self, x: Tensor, *, mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
         self.check_grid(x)
         tokens, valid = x.flatten(1, -2), None if mask is None else mask.flatten(1)
+        tokens = without_padding(tokens, valid)
         index = order = None
         if document_ids is not None:
             # Blocks and segments begin with a document, and so does every choice: each becomes a row of its own.
@@ -99,7 +100,7 @@ class CachedAttention(Attention):
             y, state = self.extend(x, None, state)
             return self.project_out(y), state
         order = padding_last(mask)
-        y, state = self.extend(reorder(x, order), reorder(mask, order), state)
+        y, state = self.extend(reorder(without_padding(x, mask), order), reorder(mask, order), state)
         return put_back(self.project_out(y), order), state
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ..base import Grid, Mixer
+from ..positions import without_padding
 from ..resize import resize_tokens_weight
 from ..spectral.spectrum import full_precision
 
@@ -301,6 +302,7 @@ class Sparsifiner(Mixer, name="sparsifiner"):
             The tokens, and the attention `(B, H, 1 + N)` of the class token or None.
         """
         with_token = self.has_class_token(x)
+        x = without_padding(x, mask)
         first = int(self.class_token and not with_token)
         qkv = self.qkv(x.flatten(1, -2)).unflatten(-1, (3, self.num_heads, self.head_dim))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)

@@ -13,6 +13,8 @@ from torch import Tensor
 from ... import kernels
 from ...errors import ConfigError
 from ..base import Grid, Mixer
+from ..positions import put_back, real_first, without_padding
+from ..state import last_tokens
 
 
 class Identity(Mixer, name="identity"):
@@ -43,6 +45,11 @@ class Identity(Mixer, name="identity"):
 
     def step(self, x_t: Tensor, state: tuple[()]) -> tuple[Tensor, tuple[()]]:
         return x_t, state
+
+    def prefill(
+        self, x: Tensor, *, mask: Tensor | None = None, state: tuple[()] | None = None
+    ) -> tuple[Tensor, tuple[()]]:
+        return x, ()
 
 
 class RandomMixing(Mixer, name="random"):
@@ -82,8 +89,7 @@ class RandomMixing(Mixer, name="random"):
         tokens = prod(x.shape[1:-1])
         if not (self.is_causal and x.ndim == 3 and tokens <= self.random_matrix.shape[0]):
             self.check_grid(x)
-        if mask is not None:
-            x = x * mask.unsqueeze(-1)
+        x = without_padding(x, mask)
         matrix = self.random_matrix[:tokens, :tokens].to(x.dtype)
         return torch.matmul(matrix, x.flatten(1, -2)).view(x.shape)
 
@@ -103,7 +109,7 @@ class Pooling(Mixer, name="pooling"):
     """Average pooling minus the token itself. PoolFormer (2021), arXiv:2111.11418.
 
     The mean is over a window of side `pool_size` in every grid axis, without counting what lies outside of the grid.
-    The causal form takes the mean of the last `pool_size` tokens. No parameters.
+    The causal form takes the mean of the last `pool_size` real tokens. No parameters.
 
     Args:
         dim: channels C.
@@ -127,6 +133,12 @@ class Pooling(Mixer, name="pooling"):
         self.dim, self.pool_size, self.is_causal, self.backend = dim, pool_size, causal, backend
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
+        if mask is None or not self.is_causal:
+            return self._pool(without_padding(x, mask), mask, document_ids)
+        x, mask, document_ids, order = real_first(x, mask, document_ids)
+        return put_back(self._pool(x, mask, document_ids), order)
+
+    def _pool(self, x: Tensor, mask: Tensor | None, document_ids: Tensor | None = None) -> Tensor:
         return kernels.pool_mix(
             x,
             pool_size=self.pool_size,
@@ -149,6 +161,19 @@ class Pooling(Mixer, name="pooling"):
         count = (count + 1).clamp_max(self.pool_size)
         mean = window.float().sum(1) / count.unsqueeze(-1)
         return mean.to(x_t.dtype) - x_t, (window[:, 1:], count)
+
+    def prefill(
+        self, x: Tensor, *, mask: Tensor | None = None, state: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        past, count = self.init_state(x.shape[0], device=x.device, dtype=x.dtype) if state is None else state
+        real, order, kept = x.new_ones(x.shape[:2], dtype=torch.bool), None, self.pool_size - 1
+        tokens = x
+        if mask is not None:
+            tokens, real, _, order = real_first(x, mask)
+        before = torch.arange(-kept, 0, device=x.device) >= -count[:, None]  # places of the past that hold a token
+        y = self._pool(torch.cat([past.to(x.dtype), tokens], 1), torch.cat([before, real], 1))[:, kept:]
+        after = last_tokens(x, kept, mask, past.to(x.dtype)), (count + real.sum(1)).clamp_max(self.pool_size)
+        return (y if order is None else put_back(y, order)), after
 
     def extra_repr(self) -> str:
         return f"pool_size={self.pool_size}, causal={self.is_causal}"

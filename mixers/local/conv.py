@@ -17,6 +17,8 @@ from ...errors import ConfigError
 from ...kernels.cpu.depthwise import star_relu_depthwise_conv
 from ...kernels.cpu.pointwise import linear, star_relu_linear
 from ..base import Grid, Mixer
+from ..positions import put_back, real_first, without_padding
+from ..state import last_tokens
 
 _CONVS = {1: F.conv1d, 3: F.conv3d}
 
@@ -24,7 +26,8 @@ _CONVS = {1: F.conv1d, 3: F.conv3d}
 class SeparableConv(Mixer, name="conv"):
     """`pointwise C -> E, StarReLU, depthwise K x K, pointwise E -> C`. ConvFormer (2022), arXiv:2210.13452.
 
-    StarReLU is `s relu(x)**2 + b` with one learnable s and b. Padding tokens count as the zeros outside of the grid.
+    StarReLU is `s relu(x)**2 + b` with one learnable s and b. Padding tokens count as the zeros outside of the grid; the
+    causal form passes over them.
 
     Args:
         dim: channels C.
@@ -86,6 +89,9 @@ class SeparableConv(Mixer, name="conv"):
             )
         if document_ids is not None and not self.is_causal:
             raise ConfigError('mixer "conv" honours document_ids in its causal form only.')
+        if self.is_causal:
+            return self._causal(x, mask, document_ids, None)
+        x = without_padding(x, mask)
         if self.rank == 2:
             first = (self.fc1.weight, self.fc1.bias, self.act_scale, self.act_bias)
             mixed: Any = star_relu_depthwise_conv(x, *first, self.weight, self.conv_bias, mask)
@@ -93,14 +99,19 @@ class SeparableConv(Mixer, name="conv"):
         hidden = self._expand(x)
         if mask is not None:
             hidden = hidden * mask.unsqueeze(-1)
-        if self.is_causal:
-            mixed = kernels.causal_conv1d(hidden, self.weight.squeeze(1), self.conv_bias, document_ids=document_ids)
-        else:
-            conv, padding = _CONVS[self.rank], self.kernel_size // 2
-            mixed = conv(
-                hidden.movedim(-1, 1), self.weight, self.conv_bias, padding=padding, groups=self.hidden
-            ).movedim(1, -1)
-        return linear(mixed, self.fc2.weight, self.fc2.bias)
+        conv, padding = _CONVS[self.rank], self.kernel_size // 2
+        mixed = conv(hidden.movedim(-1, 1), self.weight, self.conv_bias, padding=padding, groups=self.hidden)
+        return linear(mixed.movedim(1, -1), self.fc2.weight, self.fc2.bias)
+
+    def _causal(self, x: Tensor, mask: Tensor | None, document_ids: Tensor | None, state: Tensor | None) -> Tensor:
+        order = None
+        if mask is not None:
+            x, _, document_ids, order = real_first(x, mask, document_ids)
+        mixed: Any = kernels.causal_conv1d(
+            self._expand(x), self.weight.squeeze(1), self.conv_bias, initial_state=state, document_ids=document_ids
+        )
+        y = linear(mixed, self.fc2.weight, self.fc2.bias)
+        return y if order is None else put_back(y, order)
 
     def init_state(self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Tensor:
         """The last `kernel_size - 1` hidden tokens, `(B, K - 1, E)`."""
@@ -109,6 +120,10 @@ class SeparableConv(Mixer, name="conv"):
     def step(self, x_t: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         mixed, state = kernels.causal_conv1d_step(self._expand(x_t), self.weight.squeeze(1), self.conv_bias, state)
         return self.fc2(mixed), state
+
+    def prefill(self, x: Tensor, *, mask: Tensor | None = None, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        y = self._causal(x, mask, None, state)
+        return y, last_tokens(self._expand(x), self.kernel_size - 1, mask, state)
 
     @classmethod
     def convert_official(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...errors import ConfigError
 from ...kernels.segment_pool import segment_pool
 from ..base import Mixer
-from ..positions import document_rows, rows_apart
+from ..positions import document_rows, rows_apart, without_padding
 
 
 class PoNet(Mixer, name="ponet"):
@@ -84,6 +84,7 @@ class PoNet(Mixer, name="ponet"):
         grid = self.check_grid(x)
         tokens = x.flatten(1, -2)
         mask = None if mask is None else mask.flatten(1)
+        tokens = without_padding(tokens, mask)
         length = tokens.shape[1]
         index = None
         if document_ids is not None:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from ...errors import ConfigError
 from ...kernels import shift
 from ..base import Mixer
-from ..mlp.grid_mixing import renamed, to_front
-from ..positions import document_rows, rows_apart
+from ..mlp.grid_mixing import renamed
+from ..positions import document_rows, put_back, real_first, rows_apart, without_padding
+from ..state import last_tokens
 
 
 class Shift(Mixer, name="shift"):
@@ -78,26 +79,22 @@ class Shift(Mixer, name="shift"):
             raise ConfigError(f'mixer "{self.name}": the causal form takes sequences, not {axes} grid axes.')
         if document_ids is not None and (axes != 1 or self.padding == "wrap"):
             raise ConfigError(f'mixer "{self.name}" honours document_ids in sequences with padding="zeros" only.')
-        place = index = None
+        order = index = None
+        if mask is not None and self.is_causal:
+            x, _, document_ids, order = real_first(x, mask, document_ids)
+        else:
+            x = without_padding(x, mask)
         if document_ids is not None:
-            if mask is not None:  # padding is a document of its own
-                document_ids = torch.where(mask, document_ids, document_ids.min() - 1)
             index, rows, longest = document_rows(document_ids)
             x = rows_apart(x, index, rows, longest)
-        elif mask is not None:
-            if self.is_causal:
-                x, place = to_front(x, mask)
-            else:
-                x = x.masked_fill(~mask.unsqueeze(-1), 0.0)
         offsets = self._offsets(axes)
         moved = self._moved(len(offsets))
         if moved == 0:
             raise ConfigError(f'mixer "{self.name}": {self.dim} channels are too few for {len(offsets)} directions.')
         y = shift(x[..., :moved], offsets, padding=self.padding, backend=self.backend)
         y = torch.cat([y, x[..., moved:]], -1)
-        if index is not None:
-            return y[index]
-        return y if place is None else y.gather(1, place)
+        y = y if index is None else y[index]
+        return y if order is None else put_back(y, order)
 
     def init_state(self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Tensor:
         """The moving channels of the last `distance` tokens, `(B, distance, moved)`."""
@@ -109,6 +106,17 @@ class Shift(Mixer, name="shift"):
         moved = state.shape[-1]
         y_t = torch.cat([state[:, 0], x_t[:, moved:]], -1)
         return y_t, torch.cat([state[:, 1:], x_t[:, None, :moved]], 1)
+
+    def prefill(self, x: Tensor, *, mask: Tensor | None = None, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if state is None:
+            state = self.init_state(x.shape[0], device=x.device, dtype=x.dtype)
+        moved, order, tokens = state.shape[-1], None, x
+        if mask is not None:
+            tokens, _, _, order = real_first(x, mask)
+        come = torch.cat([state.to(x.dtype), tokens[..., :moved]], 1)[:, : x.shape[1]]
+        y = torch.cat([come, tokens[..., moved:]], -1)
+        after = last_tokens(x[..., :moved], self.distance, mask, state.to(x.dtype))
+        return (y if order is None else put_back(y, order)), after
 
     def extra_repr(self) -> str:
         return (
@@ -174,8 +182,7 @@ class MixShift(Mixer, name="mix_shift"):
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
         self.check_grid(x)
-        if mask is not None:
-            x = x.masked_fill(~mask.unsqueeze(-1), 0.0)
+        x = without_padding(x, mask)
         mixed = []
         # group by group: the rolled group is contiguous, which a slice of the channels would not be for a convolution
         for i, part in enumerate(x.split(self.sizes, -1)):

@@ -100,6 +100,7 @@ class NiNformer(PositionMixer, name="ninformer"):
     """
 
     causal = "cannot"
+    packs = False
     streams = False
     complexity = "N"
     source = "NiNformer: A Network in Network Transformer with Token Mixing (2024), arXiv:2403.02411"
@@ -135,6 +136,9 @@ class NiNformer(PositionMixer, name="ninformer"):
             bound = weight.shape[1] ** -0.5  # linear layers, as published
             nn.init.uniform_(weight, -bound, bound)
             nn.init.uniform_(bias, -bound, bound)
+
+    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        return super().forward(x, mask=mask)
 
     def before(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.norm1(x), x

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ...errors import ConfigError
 from ...kernels.cpu.token_linear import token_linear
 from ..base import Grid, Mixer
-from ..positions import document_rows, rows_apart
+from ..positions import document_rows, put_back, real_first, rows_apart, without_padding
 from ..resize import resize_tokens_weight
 
 ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
@@ -120,17 +120,20 @@ class PositionMixer(Mixer):
         v, waiting = self.before(x)
         flat = v.flatten(1, -2)
         if document_ids is not None:
-            if mask is not None:  # padding is a document of its own
-                document_ids = torch.where(mask, document_ids, document_ids.min() - 1)
+            order = None
+            if mask is not None:
+                flat, _, document_ids, order = real_first(flat, mask, document_ids)
+            assert document_ids is not None
             index, rows, longest = document_rows(document_ids)
             mixed = self.mix(rows_apart(flat, index, rows, longest))[index]
+            mixed = mixed if order is None else put_back(mixed, order)
         elif mask is None:
             mixed = self.mix(flat)
         elif self.is_causal:
             mixed, _, _ = self._extend(flat, mask, None, flat.shape[1])
         else:
             real = mask.flatten(1)
-            mixed = self.mix(flat.masked_fill(~real.unsqueeze(-1), 0.0), real)
+            mixed = self.mix(without_padding(flat, real), real)
         return self.after(mixed.view(v.shape), waiting)
 
     def _extend(

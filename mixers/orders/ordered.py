@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ..base import Grid, Mixer
+from ..positions import without_padding
 from .orders import LEARNED, Order, is_learned
 from .sinkhorn import Reading, SinkhornOrder
 
@@ -169,6 +170,7 @@ class Ordered(Mixer):
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
         grid = self.check_grid(x)
+        x = without_padding(x, mask)
         inner = x if self.enter is None else self.enter(x)
         orders = [order.read(x, mask) for order in self.orders]
         mixed = [self._mix(o, m, inner, mask) for o, m in zip(orders, self.mixers, strict=True)]

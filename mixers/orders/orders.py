@@ -169,7 +169,7 @@ def _scan(x: Tensor, key: str, grid: list[int], together: bool) -> Tensor:
     table = _table(key, tuple(grid), x.device)
     y = _rows(x.flatten(1, 2), table.index if together else table.index_of_path)
     if table.valid is not None:
-        y = y * table.valid.view(-1, 1)
+        y = y.masked_fill(~table.valid.view(-1, 1), 0.0)
     return y.unflatten(1, table.shape)
 
 

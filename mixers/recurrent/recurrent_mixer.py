@@ -15,7 +15,7 @@ from ...errors import ConfigError
 from ...kernels.causal_conv1d import causal_conv1d, causal_conv1d_step
 from ...kernels.cpu.pointwise import linear
 from ..base import Mixer
-from ..positions import padding_last, put_back, reorder
+from ..positions import put_back, real_first
 from ..state import last_tokens
 
 
@@ -65,10 +65,7 @@ class RecurrentMixer(Mixer):
         document_ids = None if document_ids is None else document_ids.flatten(1)
         order = real = None
         if mask is not None:
-            mask = mask.flatten(1)
-            order = padding_last(mask)
-            tokens, real = reorder(tokens, order), mask.gather(1, order)
-            document_ids = None if document_ids is None else reorder(document_ids, order)
+            tokens, real, document_ids, order = real_first(tokens, mask.flatten(1), document_ids)
         y, state = self.scan(tokens, real=real, document_ids=document_ids, state=state, return_state=return_state)
         if order is not None:
             y = put_back(y, order)
