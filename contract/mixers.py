@@ -33,7 +33,7 @@ kind_of_part(KIND, list_mixers)
 
 
 def grids_of(name: str, rank: int) -> tuple[Grid, ...]:
-    """Grids on which a mixer is tried, the smallest first: not square unless the published mixer takes squares alone."""
+    """Grids on which a mixer is tried, the smallest first: square only where the published mixer takes nothing else."""
     return SQUARES if rank == 2 and getattr(mixer_class(name), "square", False) else GRIDS[rank]
 
 
@@ -161,7 +161,9 @@ def autocast_stays_finite(name: str) -> None:
         full = mixer(x)
         require(y.isfinite().all(), "Not finite.", grid=grids[-1])
         off = float((y.float() - full).detach().norm())
-        require(off <= 0.1 * float(full.detach().norm()) + 1e-3, "Far from the full precision.", grid=grids[-1], off=off)
+        require(
+            off <= 0.1 * float(full.detach().norm()) + 1e-3, "Far from the full precision.", grid=grids[-1], off=off
+        )
 
 
 @promise(KIND, applies=lambda name: not can_be_causal(name))

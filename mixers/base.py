@@ -56,7 +56,7 @@ class Mixer(nn.Module):
             need none).
         requires: for options that need others to have an effect, the values of these, e.g.
             `{"sink_tokens": {"window": 3}}`; the tests set them on both sides of the comparison.
-        variants: combinations of options that the tests also try; those that the causal form refuses are left out there.
+        variants: combinations of options that the tests also try; the causal form may refuse some.
         inert: options that change neither output, parameters nor cost, such as a backend.
     """
 

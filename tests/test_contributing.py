@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the package with the example's one file added."""
     folder = tmp_path_factory.mktemp("clone") / "mixerzoo"
-    for name in ("kernels", "mixers", "models", "tasks", "training", "configs", "tests"):
+    for name in ("kernels", "mixers", "models", "tasks", "training", "contract", "configs", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
     for file in ("__init__.py", "errors.py", "schema.py", "train.py", "pyproject.toml"):
         shutil.copy(ROOT / file, folder / file)

@@ -26,8 +26,8 @@ _CONVS = {1: F.conv1d, 3: F.conv3d}
 class SeparableConv(Mixer, name="conv"):
     """`pointwise C -> E, StarReLU, depthwise K x K, pointwise E -> C`. ConvFormer (2022), arXiv:2210.13452.
 
-    StarReLU is `s relu(x)**2 + b` with one learnable s and b. Padding tokens count as the zeros outside of the grid; the
-    causal form passes over them.
+    StarReLU is `s relu(x)**2 + b` with one learnable s and b. Padding tokens count as the zeros outside of the grid;
+    the causal form passes over them.
 
     Args:
         dim: channels C.
