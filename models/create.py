@@ -32,8 +32,11 @@ def create_model(
         in_chans: channels of the images; by default the config's, 3.
         mixer: another token mixer for all stages or layers (name or mapping), or a list with one for each.
         checkpoint: file with weights: ours, timm's, the official ones or Hugging Face's (`.safetensors`, `.pth`, `.pt`,
-            `.bin`). The layout is told from the keys. Where two sources differ in a detail that the weights alone do
-            not show, the model is built as the source of the file computes.
+            `.bin`), the index of a sharded one, or a folder with one of these; `~` is the home folder. The layout is
+            told from the keys; a prefix that all keys share (`module.`, `_orig_mod.`) is left out. Where two sources
+            differ in a detail that the weights alone do not show, the model is built as the source of the file
+            computes, and a `config.json` beside the file must agree with the model. Another number of classes gets a
+            fresh classifier and another number of channels an adapted stem, with a warning.
         overrides: other entries of the config; `create_model(name, **{"head.dropout": 0.1})` reaches inside.
 
     Returns:
@@ -57,7 +60,7 @@ def create_model(
     config = apply_overrides(config, changes)
     if checkpoint is None:
         return build_model(config)
-    return load_into(config, Path(checkpoint), native_size=native_size)
+    return load_into(config, checkpoint, native_size=native_size)
 
 
 def on_meta(name_or_config: str | Path | Mapping[str, Any], **options: Any) -> nn.Module:

@@ -6,7 +6,7 @@ Axis letters: C channels, H heads, G key-value heads, D channels per head, E hid
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from ...mixers import mixer_class
+from .language_facts import fnet_facts, llama_facts, mamba_facts
 from .layouts import Layout, StateDict, register_layout
 
 
@@ -138,10 +139,9 @@ def _convert_fnet(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Sta
     return ours
 
 
-_LAYOUTS: tuple[tuple[str, Callable[..., bool], Callable[..., StateDict]], ...] = (
-    ("transformers or state-spaces Mamba", _mamba_keys, _convert_mamba),
-    ("transformers Llama", _llama_keys, _convert_llama),
-    ("transformers FNet", _fnet_keys, _convert_fnet),
-)
-for _name, _matches, _convert in _LAYOUTS:
-    register_layout(Layout(_name, _matches, _convert))
+for _layout in (
+    Layout("transformers or state-spaces Mamba", _mamba_keys, _convert_mamba, facts=mamba_facts),
+    Layout("transformers Llama", _llama_keys, _convert_llama, facts=llama_facts),
+    Layout("transformers FNet", _fnet_keys, _convert_fnet, facts=fnet_facts),
+):
+    register_layout(_layout)
