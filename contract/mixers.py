@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..mixers import Mixer, create_mixer, list_mixers, mixer_class, mixer_options
+from ..schema import takes
 from ..training.cost import measure_flops
 from .base import at_the_smallest, kind_of_part, promise, require
 from .tools import ROUNDED, Grid, near, other_values, refused, shaken, tokens
@@ -87,8 +88,7 @@ def class_data_are_stated(name: str) -> None:
     require(set(cls.axes) <= {1, 2, 3} and cls.axes, "`axes` are ranks of grids.", axes=cls.axes)
     require(cls.source, "`source` is empty: where does the mixer come from?")
     require(cls.__doc__, "The class has no docstring.")
-    takes = inspect.signature(cls.__init__).parameters
-    require(("causal" in takes) == (cls.causal == "can"), "The option `causal` is there exactly if the mixer can be.")
+    require(takes(cls, "causal") == (cls.causal == "can"), "The option `causal` is there exactly if the mixer can be.")
     reads = inspect.signature(cls.forward).parameters
     for argument, stated in (
         ("document_ids", cls.packs),

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from .. import plugins
 from ..errors import ConfigError
+from ..schema import Size, lists_options
 from .state import keep_rows
 
 MIXERS: dict[str, type[Mixer]] = {}
 
-Grid = tuple[int, ...]
+Grid = tuple[Size, ...]
 
 
 class Mixer(nn.Module):
@@ -33,9 +34,12 @@ class Mixer(nn.Module):
     for real tokens. A mixer with `packs = True` also takes `document_ids`, `(B, N)` integers that change where a new
     packed document starts: nothing may cross that boundary.
 
-    The constructor takes `dim` and keyword-only options with type hints and defaults: they are the option schema. The
-    three names `grid`, `causal` and `layer_index` are reserved: `create_mixer` and the backbones fill them in for
-    constructors that ask for them.
+    The constructor takes `dim` and keyword-only options with type hints and defaults: they are the option schema, and
+    `schema` checks types and ranges (`num_heads: Annotated[int, AtLeast(1)] = 8`), not the constructor. What depends on
+    several options raises an `OptionError` that names one of them; the path is added where the mixer is built. Options
+    of a base class are taken over by `**options: Unpack[Some]`, Some being a TypedDict of their names. Four names are
+    reserved: `create_mixer` and the backbones fill in `grid`, `causal`, `layer_index` and `num_layers` for constructors
+    that ask for them. An option that is None by default leaves the choice to the model; an explicit value stays.
 
     Class data, held to by the tests:
         axes: the ranks of grid that the mixer accepts.
@@ -93,7 +97,7 @@ class Mixer(nn.Module):
                 f"{cls.__module__}.{cls.__qualname__} needs another name."
             )
         for parameter in list(inspect.signature(cls.__init__).parameters.values())[2:]:
-            if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+            if parameter.kind is not inspect.Parameter.KEYWORD_ONLY and not lists_options(parameter):
                 raise ConfigError(
                     f'mixer "{name}": the option "{parameter.name}" must be keyword-only; *args and **kwargs '
                     "would swallow typos."

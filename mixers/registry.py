@@ -6,18 +6,19 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import ConfigError, unknown
+from ..errors import OptionError, under, unknown
 from ..plugins import discover as discover_parts
-from ..schema import check_options, keyword_options, split_spec
+from ..schema import Count, Size, check_options, keyword_options, split_spec, takes
 from .base import MIXERS, Grid, Mixer
 from .orders.ordered import Ordered
 from .orders.orders import check_order
 
 # Filled in by `create_mixer` and the backbones, so not part of the options that a user sets.
-RESERVED = ("grid", "causal", "layer_index")
+RESERVED = ("grid", "causal", "layer_index", "num_layers")
 _CAPABILITIES = ("axes", "causal", "needs_grid", "masks", "packs", "streams", "complexity")
+
 # Options that every mixer of sequences has, of `Ordered`.
-ORDER_OPTIONS = keyword_options(Ordered, (*RESERVED, "can_be_causal", "key"))
+ORDER_OPTIONS = keyword_options(Ordered, (*RESERVED, "can_be_causal"))
 
 
 def discover() -> dict[str, type[Mixer]]:
@@ -83,18 +84,19 @@ def check_mixer_options(name: str, options: Mapping[str, Any], *, key: str = "mi
         ConfigError: an unknown option or a value of the wrong type; the message starts with `key` and the option.
     """
     takes_order = 1 in mixer_class(name, key=key).axes
-    if not takes_order and options.get("order") is not None:
-        raise ConfigError(
-            f'{key}.order: the mixer "{name}" takes {mixer_class(name).axes} grid axes, not the sequences of an order.'
-        )
-    allowed = {**mixer_options(name), **(ORDER_OPTIONS if takes_order else {})}
-    check_options(options, allowed, key=key, owner=f'mixer "{name}"')
-    if options.get("order") is not None:
-        check_order(options["order"], key=f"{key}.order")
-    elif takes_order:
-        for option in ("merge", "causal_paths", "separate_paths"):
-            if options.get(option, ORDER_OPTIONS[option].default) != ORDER_OPTIONS[option].default:
-                raise ConfigError(f"{key}.{option}: it has no effect without {key}.order.")
+    with under(key):
+        if not takes_order and options.get("order") is not None:
+            raise OptionError(
+                "order", f'the mixer "{name}" takes {mixer_class(name).axes} grid axes, not the sequences of an order.'
+            )
+        allowed = {**mixer_options(name), **(ORDER_OPTIONS if takes_order else {})}
+        check_options(options, allowed, owner=f'mixer "{name}"')
+        if options.get("order") is not None:
+            check_order(options["order"], key="order")
+        elif takes_order:
+            for option in ("merge", "causal_paths", "separate_paths"):
+                if options.get(option, ORDER_OPTIONS[option].default) != ORDER_OPTIONS[option].default:
+                    raise OptionError(option, "it has no effect without `order`.")
 
 
 def create_mixer(
@@ -103,7 +105,8 @@ def create_mixer(
     *,
     grid: Grid | None = None,
     causal: bool = False,
-    layer_index: int = 0,
+    layer_index: Count = 0,
+    num_layers: Size = 1,
     key: str = "mixer",
     **options: Any,
 ) -> Mixer:
@@ -115,6 +118,7 @@ def create_mixer(
         grid: size of the token grid, needed only by mixers with `needs_grid`.
         causal: build the causal form; output t then depends on tokens up to t in raster order.
         layer_index: position in the model, for the few mixers whose constants depend on it.
+        num_layers: how many positions the model has.
         key: path of the configuration key, for error messages.
         options: keyword-only arguments of the mixer's constructor; see `mixer_options(name)`. For a mixer of sequences
             also `order`, `merge`, `causal_paths` and `separate_paths`: the token order in which it reads a grid; see
@@ -124,55 +128,57 @@ def create_mixer(
         A module that maps `(B, *grid, C)` to the same shape.
 
     Raises:
-        ConfigError: unknown mixer or option, wrong type, missing grid, or a mixer that cannot be causal.
+        ConfigError: unknown mixer or option, a value of the wrong type or out of range, missing grid, or a mixer that
+            cannot be causal.
     """
     cls = mixer_class(name, key=key)
-    if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
-        raise ConfigError(f"{key}.dim: {dim!r} is not a positive number of channels.")
     check_mixer_options(name, options, key=key)
-    ordering = {option: options.pop(option) for option in ORDER_OPTIONS if 1 in cls.axes and option in options}
-    if ordering.get("order") is None or (causal and ordering["order"] == "raster"):  # a causal mixer reads so anyway
-        return _create(cls, dim, grid, causal, layer_index, key, options)
-    if causal:
-        raise ConfigError(
-            f"{key}.order: a causal model reads its tokens from first to last; {ordering['order']!r} does not."
-        )
-    return Ordered(
-        dim,
-        lambda length, inner: _create(cls, dim, length, inner, layer_index, key, options),
-        **ordering,
-        grid=grid,
-        layer_index=layer_index,
-        can_be_causal=cls.causal,
-        key=key,
-    )
+    with under(key):
+        given = {"dim": dim, "grid": grid, "causal": causal, "layer_index": layer_index, "num_layers": num_layers}
+        check_options(given, _FILLED_IN, owner=f'mixer "{name}"')
+        grid = None if grid is None else tuple(grid)
+        ordering = {option: options.pop(option) for option in ORDER_OPTIONS if 1 in cls.axes and option in options}
+
+        def plain(grid: Grid | None, causal: bool) -> Mixer:
+            return _create(cls, dim, grid, causal, layer_index, num_layers, options)
+
+        if ordering.get("order") is None or (causal and ordering["order"] == "raster"):  # causal mixers read so anyway
+            return plain(grid, causal)
+        if causal:
+            raise OptionError(
+                "order", f"a causal model reads its tokens from first to last; {ordering['order']!r} does not."
+            )
+        return Ordered(dim, plain, **ordering, grid=grid, layer_index=layer_index, can_be_causal=cls.causal)
+
+
+_FILLED_IN = keyword_options(create_mixer)
+_FILLED_IN["dim"] = inspect.Parameter("dim", inspect.Parameter.KEYWORD_ONLY, annotation=Size)
 
 
 def _create(
-    cls: type[Mixer], dim: int, grid: Grid | None, causal: bool, layer_index: int, key: str, options: dict[str, Any]
+    cls: type[Mixer],
+    dim: int,
+    grid: Grid | None,
+    causal: bool,
+    layer_index: int,
+    num_layers: int,
+    options: dict[str, Any],
 ) -> Mixer:
     """A mixer from checked options, without a token order."""
     name = cls.name
-    parameters = inspect.signature(cls.__init__).parameters
-    arguments = dict(options)
     if cls.needs_grid:
         if grid is None:
-            raise ConfigError(f'{key}: the mixer "{name}" has parameters that depend on the grid; pass grid=(H, W).')
+            raise OptionError("", f'the mixer "{name}" has parameters that depend on the grid; pass grid=(H, W).')
         if len(grid) not in cls.axes:
-            raise ConfigError(
-                f'{key}: the mixer "{name}" takes {cls.axes} grid axes, not {len(grid)}: grid={tuple(grid)}.'
-            )
-    if "grid" in parameters and grid is not None:
-        arguments["grid"] = tuple(grid)
+            raise OptionError("", f'the mixer "{name}" takes {cls.axes} grid axes, not {len(grid)}: grid={grid}.')
     if causal and cls.causal == "cannot":
-        raise ConfigError(
-            f'{key}: the mixer "{name}" cannot be causal. Causal mixers: {", ".join(list_mixers(causal=True))}.'
+        raise OptionError(
+            "", f'the mixer "{name}" cannot be causal. Causal mixers: {", ".join(list_mixers(causal=True))}.'
         )
-    if "causal" in parameters:
-        arguments["causal"] = causal
-    if "layer_index" in parameters:
-        arguments["layer_index"] = layer_index
-    return cls(dim, **arguments)
+    filled_in = {"grid": grid, "causal": causal, "layer_index": layer_index, "num_layers": num_layers}
+    if grid is None:
+        del filled_in["grid"]
+    return cls(dim, **options, **{k: v for k, v in filled_in.items() if takes(cls, k)})
 
 
 def check_mixer(spec: str | Mapping[str, Any], *, key: str = "mixer") -> tuple[str, dict[str, Any]]:

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from ..errors import unknown
-from ..schema import keyword_options
+from ..schema import defaults_of, keyword_options
 from .conversion.checkpoint import load_into
-from .registry import apply_overrides, backbone_class, build_model, config_defaults, model_config
+from .registry import apply_overrides, backbone_class, build_model, model_config
 
 
 def create_model(
@@ -55,7 +55,7 @@ def create_model(
     for path in changes:
         if path.split(".")[0] not in known:
             raise unknown("model", path, known)
-    config = {**config_defaults(cls), **config}
+    config = {**defaults_of(cls.config_class), **config}  # type: ignore[attr-defined]
     native_size = config.get("image_size")
     config = apply_overrides(config, changes)
     if checkpoint is None:

@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from torch import nn
 
-from ..errors import ConfigError, unknown
+from ..errors import ConfigError, under, unknown
 from ..plugins import config_files, discover
 from ..schema import build_dataclass
 from .backbones.isotropic import Isotropic
@@ -109,27 +109,18 @@ def apply_overrides(config: dict[str, Any], overrides: Mapping[str, Any], *, key
 def backbone_class(config: Mapping[str, Any], *, key: str = "model") -> type[nn.Module]:
     """The class of a config's `backbone` entry."""
     kind = config.get("backbone")
-    if kind not in BACKBONES:
+    if not isinstance(kind, str) or kind not in BACKBONES:
         raise unknown(f"{key}.backbone", kind, BACKBONES)
     return BACKBONES[kind]
-
-
-def config_defaults(cls: type[nn.Module]) -> dict[str, Any]:
-    """The entries of a backbone's configuration that have a default."""
-    found = {}
-    for field in dataclasses.fields(cls.config_class):  # type: ignore[attr-defined]
-        if field.default is not dataclasses.MISSING:
-            found[field.name] = field.default
-        elif field.default_factory is not dataclasses.MISSING:
-            found[field.name] = field.default_factory()
-    return found
 
 
 def build_model(config: Mapping[str, Any], *, key: str = "model") -> nn.Module:
     """The model of a complete configuration, with fresh weights. It keeps the configuration as `model_config`."""
     cls = backbone_class(config, key=key)
     fields = {k: v for k, v in config.items() if k != "backbone"}
-    model = cls(build_dataclass(cls.config_class, fields, key=key), key=key)  # type: ignore[attr-defined, call-arg]
+    config_of_backbone = build_dataclass(cls.config_class, fields, key=key)  # type: ignore[attr-defined]
+    with under(key):
+        model = cls(config_of_backbone)
     model.model_config = dict(copy.deepcopy(config))  # type: ignore[assignment]
     return model
 

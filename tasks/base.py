@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import plugins
-from ..errors import ConfigError, unknown
+from ..errors import ConfigError, under, unknown
 from ..schema import check_options, keyword_options
 
 Batch = dict[str, Tensor]
@@ -209,4 +209,5 @@ def create_task(name: str, *, key: str = "task", **options: Any) -> Task:
     """
     cls = task_class(name, key=f"{key}.name")
     check_options(options, task_options(name), key=key, owner=f'task "{name}"')
-    return cls(**options)
+    with under(key):
+        return cls(**options)

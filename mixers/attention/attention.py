@@ -7,13 +7,14 @@ Axis letters: B batch, N tokens, C channels, H heads, G key-value heads, D chann
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from ...errors import ConfigError
+from ...errors import ConfigError, OptionError
 from ...kernels.cpu.pointwise import linear
+from ...schema import Base, Count, Size
 from ..base import Mixer
 from ..positions import (
     alibi_slopes,
@@ -26,6 +27,19 @@ from ..positions import (
     without_padding,
 )
 from .kv_cache import KeyValueCache, Rule, append, attend, bias_of, extend, weigh
+
+
+class HeadOptions(TypedDict, total=False):
+    """The options of `Attention` that all its descendants have."""
+
+    causal: bool
+    num_heads: Size | None
+    head_dim: Size
+    num_kv_heads: Size | None
+    qkv_bias: bool
+    proj_bias: bool
+    qk_norm: bool
+    rope_theta: Base
 
 
 class Attention(Mixer, name="attention"):
@@ -50,7 +64,8 @@ class Attention(Mixer, name="attention"):
             arXiv:2310.06825.
         sink_tokens: number of tokens at the start that stay visible outside the window. StreamingLLM (2023),
             arXiv:2309.17453 (with positions in the text, not in the cache).
-        position: "none"; "rotary" (RoFormer, arXiv:2104.09864); "alibi" (arXiv:2108.12409).
+        position: "none"; "rotary" (RoFormer, arXiv:2104.09864); "alibi" (arXiv:2108.12409). None is the model's,
+            or "none" where it says nothing.
         rope_theta: base of the rotary wavelengths.
 
     Shapes: `x` and the result `(B, *grid, C)`; `mask` `(B, *grid)` bool, False tokens are never attended to;
@@ -90,42 +105,31 @@ class Attention(Mixer, name="attention"):
         dim: int,
         *,
         causal: bool = False,
-        num_heads: int | None = None,
-        head_dim: int = 32,
-        num_kv_heads: int | None = None,
+        num_heads: Size | None = None,
+        head_dim: Size = 32,
+        num_kv_heads: Size | None = None,
         qkv_bias: bool = False,
         proj_bias: bool = False,
         qk_norm: bool = False,
-        window: int | None = None,
-        sink_tokens: int = 0,
-        position: Literal["none", "rotary", "alibi"] = "none",
-        rope_theta: float = 10000.0,
+        window: Size | None = None,
+        sink_tokens: Count = 0,
+        position: Literal["none", "rotary", "alibi"] | None = None,
+        rope_theta: Base = 10000.0,
     ) -> None:
         super().__init__()
-        for key, value in (("head_dim", head_dim), ("num_heads", num_heads), ("window", window)):
-            if value is not None and value < 1:
-                raise ConfigError(f"attention.{key}: {value} is not a positive number.")
         self.num_heads = max(1, dim // head_dim) if num_heads is None else num_heads
         self.num_kv_heads = self.num_heads if num_kv_heads is None else num_kv_heads
-        if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
-            raise ConfigError(
-                f"attention.num_kv_heads: {num_kv_heads} does not divide the number of heads, {self.num_heads}."
-            )
-        if sink_tokens < 0 or (sink_tokens and window is None):
-            raise ConfigError(
-                f"attention.sink_tokens: {sink_tokens} needs a window; without one all tokens stay visible."
-                if sink_tokens > 0
-                else f"attention.sink_tokens: {sink_tokens} is negative."
-            )
-        if position not in ("none", "rotary", "alibi"):
-            raise ConfigError(f'attention.position: "{position}" is not known. Allowed: none, rotary, alibi.')
+        if self.num_heads % self.num_kv_heads:
+            raise OptionError("num_kv_heads", f"{num_kv_heads} does not divide the number of heads, {self.num_heads}.")
+        if sink_tokens and window is None:
+            raise OptionError("sink_tokens", f"{sink_tokens} needs a window; without one all tokens stay visible.")
         if position == "rotary" and head_dim % 2:
-            raise ConfigError(f"attention.head_dim: {head_dim} is odd; rotary positions need pairs of channels.")
+            raise OptionError("head_dim", f"{head_dim} is odd; rotary positions need pairs of channels.")
         self.is_causal = causal
         self.head_dim = head_dim
         self.window = window
         self.sink_tokens = sink_tokens
-        self.position = position
+        self.position = position or "none"
         self.rope_theta = rope_theta
         self.qkv = nn.Linear(dim, (self.num_heads + 2 * self.num_kv_heads) * head_dim, bias=qkv_bias)
         self.q_norm = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm else nn.Identity()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from ...kernels.block_sparse_attention.problem import expand_heads
-from ...schema import Parts
+from ...schema import Count, Parts, Seed, Share, Size
 
 SELECTORS = Parts("selector", __name__)
 
@@ -81,12 +81,6 @@ def _distance(tiles: Tiles) -> Tensor:
     return (tiles.tile[:, :, None] - blocks)[:, None]
 
 
-def _positive(**options: int) -> None:
-    for name, value in options.items():
-        if value < 0:
-            raise ConfigError(f"selector.{name}: {value} is negative.")
-
-
 @SELECTORS.register("dense")
 def dense(tiles: Tiles) -> Tensor:
     """All candidates."""
@@ -94,40 +88,34 @@ def dense(tiles: Tiles) -> Tensor:
 
 
 @SELECTORS.register("window")
-def window(tiles: Tiles, *, width: int = 2, sinks: int = 1) -> Tensor:
+def window(tiles: Tiles, *, width: Count = 2, sinks: Count = 1) -> Tensor:
     """The blocks less than `width` away, and the first `sinks`. StreamingLLM (2023), arXiv:2309.17453."""
-    _positive(width=width, sinks=sinks)
     distance = _distance(tiles)
     blocks = torch.arange(tiles.allowed.shape[3], device=distance.device)
     return ((distance.abs() < width) | (blocks < sinks)) & tiles.allowed
 
 
 @SELECTORS.register("strided")
-def strided(tiles: Tiles, *, stride: int = 4, width: int = 1) -> Tensor:
+def strided(tiles: Tiles, *, stride: Size = 4, width: Count = 1) -> Tensor:
     """The blocks less than `width` away, and every `stride`-th. Sparse Transformers (2019), arXiv:1904.10509."""
-    if stride < 1:
-        raise ConfigError(f"selector.stride: {stride} is not positive.")
-    _positive(width=width)
     distance = _distance(tiles)
     return ((distance.abs() < width) | (distance % stride == 0)) & tiles.allowed
 
 
 @SELECTORS.register("global")
-def global_blocks(tiles: Tiles, *, blocks: int = 1, width: int = 1) -> Tensor:
+def global_blocks(tiles: Tiles, *, blocks: Count = 1, width: Count = 1) -> Tensor:
     """The first `blocks` see all and are seen by all; others see `width` around them. Longformer, arXiv:2004.05150."""
-    _positive(blocks=blocks, width=width)
     everywhere = torch.arange(tiles.allowed.shape[3], device=tiles.tile.device) < blocks
     sees_all = (tiles.tile < blocks)[:, None, :, None]
     return ((_distance(tiles).abs() < width) | everywhere | sees_all) & tiles.allowed
 
 
 @SELECTORS.register("random")
-def random(tiles: Tiles, *, blocks: int = 2, width: int = 1, sinks: int = 1, seed: int = 0) -> Tensor:
+def random(tiles: Tiles, *, blocks: Count = 2, width: Count = 1, sinks: Count = 1, seed: Seed = 0) -> Tensor:
     """A window, sinks, and `blocks` others at random for every head and tile. BigBird (2020), arXiv:2007.14062.
 
     The choice depends on the seed, the head, the tile and the block alone, so that a stream makes the same.
     """
-    _positive(blocks=blocks, width=width, sinks=sinks)
     near = window(tiles, width=width, sinks=sinks)
     others = tiles.allowed & ~near
     heads = torch.arange(tiles.q.shape[1], device=near.device)[:, None, None]
@@ -143,13 +131,11 @@ def random(tiles: Tiles, *, blocks: int = 2, width: int = 1, sinks: int = 1, see
 
 
 @SELECTORS.register("top_k")
-def top_k(tiles: Tiles, *, keep: int | float = 0.25) -> Tensor:
+def top_k(tiles: Tiles, *, keep: Size | Share = 0.25) -> Tensor:
     """The candidates with the highest scores: `keep` of them, or this fraction of those of each tile, rounded up.
 
     Block scores by mean pooling as in MoBA (2025), arXiv:2502.13189.
     """
-    if keep <= 0 or (isinstance(keep, float) and keep > 1):
-        raise ConfigError(f"selector.keep: {keep} is neither a positive number of blocks nor a fraction up to 1.")
     scores = block_scores(tiles).masked_fill(~tiles.allowed, -1.0)
     rank = scores.argsort(dim=-1, descending=True, stable=True).argsort(-1)
     count = tiles.allowed.sum(-1, keepdim=True)
@@ -159,14 +145,12 @@ def top_k(tiles: Tiles, *, keep: int | float = 0.25) -> Tensor:
 
 
 @SELECTORS.register("top_p")
-def top_p(tiles: Tiles, *, threshold: float = 0.9) -> Tensor:
+def top_p(tiles: Tiles, *, threshold: Share = 0.9) -> Tensor:
     """The candidates with the highest scores until their sum reaches `threshold`, that block included; 1 for all.
 
     As in PBS-Attn (2025), arXiv:2510.21270, but for its behaviour where rounding keeps the sum below the threshold,
     which there selects nothing and here everything.
     """
-    if not 0 < threshold <= 1:
-        raise ConfigError(f"selector.threshold: {threshold} is not above 0 and at most 1.")
     if threshold == 1:
         return tiles.allowed
     ordered, order = block_scores(tiles).sort(dim=-1, descending=True, stable=True)

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
 
-from ...errors import ConfigError
+from ...errors import OptionError
 from ...kernels import block_sparse_attention, blocks_of_mask
+from ...schema import Size
 from ..positions import reorder
 from .block_selection import SELECTORS, Tiles, pool_blocks
-from .cached_attention import CachedAttention, appended, doubled, lengthened
+from .cached_attention import CachedAttention, CachedOptions, appended, doubled, lengthened
 from .permutations import PERMUTATIONS, Segments, segment_index
 
 Spec = str | Mapping[str, Any]
@@ -52,16 +53,12 @@ class SparseAttention(CachedAttention):
 
     def set_choice(self, block_size: int, segment_size: int, selector: Spec, permutation: Spec) -> None:
         """Check and keep how blocks are chosen."""
-        if block_size < 1:
-            raise ConfigError(f"{self.name}.block_size: {block_size} is not a positive number.")
-        if segment_size < 1 or segment_size % block_size:
-            raise ConfigError(
-                f"{self.name}.segment_size: {segment_size} is not a multiple of block_size, {block_size}."
-            )
+        if segment_size % block_size:
+            raise OptionError("segment_size", f"{segment_size} is not a multiple of block_size, {block_size}.")
         self.block_size, self.segment_size = block_size, segment_size
-        name, options = SELECTORS.check(selector, key=f"{self.name}.selector")
+        name, options = SELECTORS.check(selector, key="selector")
         self.select = partial(SELECTORS.entries[name], **options)
-        name, options = PERMUTATIONS.check(permutation, key=f"{self.name}.permutation")
+        name, options = PERMUTATIONS.check(permutation, key="permutation")
         self.permute = None if name == "identity" else partial(PERMUTATIONS.entries[name], **options)
 
     @property
@@ -298,22 +295,11 @@ class BlockSparseAttention(SparseAttention, name="block_sparse_attention"):
         self,
         dim: int,
         *,
-        causal: bool = False,
-        num_heads: int | None = None,
-        head_dim: int = 32,
-        num_kv_heads: int | None = None,
-        qkv_bias: bool = False,
-        proj_bias: bool = False,
-        qk_norm: bool = False,
-        position: Literal["none", "rotary"] = "none",
-        rope_theta: float = 10000.0,
-        block_size: int = 64,
+        block_size: Size = 64,
         selector: str | Mapping[str, Any] = "top_k",
+        **options: Unpack[CachedOptions],
     ) -> None:
-        super().__init__(
-            dim, causal=causal, num_heads=num_heads, head_dim=head_dim, num_kv_heads=num_kv_heads, qkv_bias=qkv_bias,
-            proj_bias=proj_bias, qk_norm=qk_norm, position=position, rope_theta=rope_theta,
-        )  # fmt: skip
+        super().__init__(dim, **options)
         self.set_choice(block_size, block_size, selector, "identity")
 
 
@@ -360,22 +346,11 @@ class PermutedAttention(SparseAttention, name="permuted_attention"):
         self,
         dim: int,
         *,
-        causal: bool = False,
-        num_heads: int | None = None,
-        head_dim: int = 32,
-        num_kv_heads: int | None = None,
-        qkv_bias: bool = False,
-        proj_bias: bool = False,
-        qk_norm: bool = False,
-        position: Literal["none", "rotary"] = "none",
-        rope_theta: float = 10000.0,
-        block_size: int = 64,
+        block_size: Size = 64,
         selector: str | Mapping[str, Any] = "top_p",
-        segment_size: int = 256,
+        segment_size: Size = 256,
         permutation: str | Mapping[str, Any] = "attention",
+        **options: Unpack[CachedOptions],
     ) -> None:
-        super().__init__(
-            dim, causal=causal, num_heads=num_heads, head_dim=head_dim, num_kv_heads=num_kv_heads, qkv_bias=qkv_bias,
-            proj_bias=proj_bias, qk_norm=qk_norm, position=position, rope_theta=rope_theta,
-        )  # fmt: skip
+        super().__init__(dim, **options)
         self.set_choice(block_size, segment_size, selector, permutation)

@@ -6,7 +6,7 @@ Axis letters: B batch, N tokens, C channels, H heads, G key-value heads, D chann
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ...errors import ConfigError
 from ...kernels.cpu.pointwise import linear
 from ..positions import document_rows, padding_last, put_back, reorder, rows_apart, without_padding
-from .attention import Attention
+from .attention import Attention, HeadOptions
 
 
 def doubled(size: int, needed: int) -> int:
@@ -30,6 +30,12 @@ def lengthened(x: Tensor, extra: int) -> Tensor:
     return F.pad(x, (0, 0, 0, 0, 0, extra))
 
 
+class CachedOptions(HeadOptions, total=False):
+    """The options of `CachedAttention`."""
+
+    position: Literal["none", "rotary"] | None
+
+
 class CachedAttention(Attention):
     """Base of attention that chooses what it looks at, and streams with a state that knows the choice.
 
@@ -39,6 +45,11 @@ class CachedAttention(Attention):
     packs = True
     complexity = "N^2"
     requires = {"num_kv_heads": {"num_heads": 2}, "rope_theta": {"position": "rotary"}}
+
+    def __init__(
+        self, dim: int, *, position: Literal["none", "rotary"] | None = None, **options: Unpack[HeadOptions]
+    ) -> None:
+        super().__init__(dim, position=position, **options)
 
     # -- what a subclass gives
 

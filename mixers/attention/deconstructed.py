@@ -11,11 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ...errors import unknown
+from ...schema import Size
 from .attention import Attention
 from .kv_cache import KeyValueCache
-
-VARIANTS = ("standard", "fixed_sequence", "static_embedding", "linear", "none")
 
 
 def sinusoids(positions: Tensor, dim: int) -> Tensor:
@@ -67,12 +65,10 @@ class Deconstructed(Attention, name="deconstructed"):
         *,
         causal: bool = False,
         variant: Literal["standard", "fixed_sequence", "static_embedding", "linear", "none"] = "standard",
-        num_heads: int | None = None,
-        head_dim: int = 32,
-        position: Literal["none", "rotary", "alibi"] = "none",
+        num_heads: Size | None = None,
+        head_dim: Size = 32,
+        position: Literal["none", "rotary", "alibi"] | None = None,
     ) -> None:
-        if variant not in VARIANTS:
-            raise unknown("deconstructed.variant", variant, VARIANTS)
         # a window of one token is no mixing
         window = 1 if variant == "none" else None
         super().__init__(dim, causal=causal, num_heads=num_heads, head_dim=head_dim, position=position, window=window)

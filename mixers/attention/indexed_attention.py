@@ -6,15 +6,15 @@ channels of each, K chosen tokens, P places of the cache. `*grid` is (N,), (H, W
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...errors import ConfigError, unknown
 from ...kernels import block_sparse_attention, blocks_of_lists
-from .cached_attention import CachedAttention, appended, doubled, lengthened
+from ...schema import Size
+from .cached_attention import CachedAttention, CachedOptions, appended, doubled, lengthened
 from .sparsifiner import _AddGradient
 from .token_selection import Chosen, choose_by_vote, choose_flat, choose_hierarchical
 
@@ -83,31 +83,15 @@ class IndexedAttention(CachedAttention, name="indexed_attention"):
         self,
         dim: int,
         *,
-        causal: bool = False,
-        num_heads: int | None = None,
-        head_dim: int = 32,
-        num_kv_heads: int | None = None,
-        qkv_bias: bool = False,
-        proj_bias: bool = False,
-        position: Literal["none", "rotary"] = "none",
-        rope_theta: float = 10000.0,
-        top_k: int = 256,
+        top_k: Size = 256,
         indexer: Literal["flat", "hierarchical", "vote"] = "flat",
-        index_heads: int = 4,
-        index_dim: int = 32,
-        block_size: int = 64,
-        candidates: int = 16,
+        index_heads: Size = 4,
+        index_dim: Size = 32,
+        block_size: Size = 64,
+        candidates: Size = 16,
+        **options: Unpack[CachedOptions],
     ) -> None:
-        super().__init__(
-            dim, causal=causal, num_heads=num_heads, head_dim=head_dim, num_kv_heads=num_kv_heads, qkv_bias=qkv_bias,
-            proj_bias=proj_bias, position=position, rope_theta=rope_theta,
-        )  # fmt: skip
-        if indexer not in INDEXERS:
-            raise unknown("indexed_attention.indexer", indexer, INDEXERS)
-        sizes = {"top_k": top_k, "index_heads": index_heads, "index_dim": index_dim, "block_size": block_size}
-        for key, value in {**sizes, "candidates": candidates}.items():
-            if value < 1:
-                raise ConfigError(f"indexed_attention.{key}: {value} is not a positive number.")
+        super().__init__(dim, **options)
         self.top_k, self.indexer, self.block_size, self.candidates = top_k, indexer, block_size, candidates
         self.index_heads, self.index_dim = index_heads, index_dim
         voted = indexer == "vote"

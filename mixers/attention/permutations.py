@@ -8,14 +8,14 @@ stays causal between segments; what is left over at the end keeps its order.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...errors import ConfigError
 from ...kernels.block_sparse_attention.problem import expand_heads
-from ...schema import Parts
+from ...schema import Between, Parts, Seed
 from .block_selection import Tiles, block_scores, pool_blocks, top_p
 
 PERMUTATIONS = Parts("permutation", __name__)
@@ -65,7 +65,7 @@ def norm(s: Segments) -> Tensor:
 
 
 @PERMUTATIONS.register("hash")
-def hashed(s: Segments, *, bits: int = 8, seed: int = 0) -> Tensor:
+def hashed(s: Segments, *, bits: Annotated[int, Between(1, 20)] = 8, seed: Seed = 0) -> Tensor:
     """By the signs of random projections, read as Gray code: near keys come near. Reformer (2020), arXiv:2001.04451.
 
     Args:
@@ -73,8 +73,6 @@ def hashed(s: Segments, *, bits: int = 8, seed: int = 0) -> Tensor:
         bits: number of projections.
         seed: of the projections.
     """
-    if not 1 <= bits <= 20:
-        raise ConfigError(f"permutation.bits: {bits} is not in 1 to 20.")
     k = s.k.float()
     # fixed numbers without a random generator, which torch.compile could not trace
     at = torch.arange(k.shape[-1] * bits, device=k.device, dtype=torch.float32).view(k.shape[-1], bits)

@@ -7,7 +7,7 @@ blocks, W window, F places for tokens that stay. `*grid` is (N,), (H, W) or (T, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple, Unpack
 
 import torch
 from torch import Tensor
@@ -15,8 +15,9 @@ from torch.nn import functional as F
 
 from ...errors import ConfigError
 from ...kernels import Blocks, block_sparse_attention, blocks_of_mask
+from ...schema import Count, Size
 from ..positions import reorder
-from .cached_attention import CachedAttention, doubled, lengthened
+from .cached_attention import CachedAttention, CachedOptions, doubled, lengthened
 
 PUNCTUATION = tuple(b"\n!,.:;?")  # of text as bytes
 
@@ -131,35 +132,16 @@ class SepLLM(CachedAttention, name="sepllm"):
         self,
         dim: int,
         *,
-        causal: bool = False,
-        num_heads: int | None = None,
-        head_dim: int = 32,
-        num_kv_heads: int | None = None,
-        qkv_bias: bool = False,
-        proj_bias: bool = False,
-        qk_norm: bool = False,
-        position: Literal["none", "rotary"] = "none",
-        rope_theta: float = 10000.0,
-        local_window: int = 256,
-        initial_tokens: int = 3,
-        separator_token_ids: Sequence[int] = PUNCTUATION,
-        period: int = 0,
-        block_size: int = 64,
+        local_window: Size = 256,
+        initial_tokens: Count = 3,
+        separator_token_ids: Sequence[Count] = PUNCTUATION,
+        period: Count = 0,
+        block_size: Size = 64,
+        **options: Unpack[CachedOptions],
     ) -> None:
-        super().__init__(
-            dim, causal=causal, num_heads=num_heads, head_dim=head_dim, num_kv_heads=num_kv_heads, qkv_bias=qkv_bias,
-            proj_bias=proj_bias, qk_norm=qk_norm, position=position, rope_theta=rope_theta,
-        )  # fmt: skip
-        for key, value, least in (
-            ("local_window", local_window, 1), ("initial_tokens", initial_tokens, 0), ("period", period, 0),
-            ("block_size", block_size, 1),
-        ):  # fmt: skip
-            if value < least:
-                raise ConfigError(f"sepllm.{key}: {value} is less than {least}.")
+        super().__init__(dim, **options)
         self.local_window, self.initial_tokens, self.period = local_window, initial_tokens, period
         self.block_size = block_size
-        if not all(isinstance(i, int) and i >= 0 for i in separator_token_ids):
-            raise ConfigError(f"sepllm.separator_token_ids: {list(separator_token_ids)} are not all token ids.")
         self.separator_token_ids = tuple(separator_token_ids)
 
     def _joined(self, x: Tensor, token_ids: Tensor | None) -> Tensor:

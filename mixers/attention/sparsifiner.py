@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import ConfigError
+from ...schema import Count, Fraction, NonNegative, Share, Size
 from ..base import Grid, Mixer
 from ..positions import without_padding
 from ..resize import resize_tokens_weight
@@ -60,16 +61,16 @@ class ConnectivityPredictor(nn.Module):
         self,
         tokens: int,
         basis: int,
-        head_dim: int,
+        head_dim: Size,
         reduced: int,
         *,
-        num_heads: int,
+        num_heads: Size,
         shared: bool,
         budget: int,
-        basis_threshold: float,
-        coef_topk: int,
-        coef_threshold: float,
-        score_threshold: float | None,
+        basis_threshold: Fraction,
+        coef_topk: Count,
+        coef_threshold: NonNegative,
+        score_threshold: NonNegative | None,
     ) -> None:
         super().__init__()
         self.scale = num_heads**-0.5
@@ -219,35 +220,21 @@ class Sparsifiner(Mixer, name="sparsifiner"):
         dim: int,
         *,
         grid: Grid,
-        num_heads: int | None = None,
-        head_dim: int = 32,
+        num_heads: Size | None = None,
+        head_dim: Size = 32,
         qkv_bias: bool = True,
-        attn_keep_rate: float = 0.25,
-        reduce_n_factor: int = 6,
-        reduce_c_factor: int = 2,
+        attn_keep_rate: Share = 0.25,
+        reduce_n_factor: Size = 6,
+        reduce_c_factor: Size = 2,
         share_inout_proj: bool = False,
-        basis_threshold: float = 0.02,
-        coef_topk: int = 8,
-        coef_threshold: float = 0.0,
-        score_threshold: float | None = None,
+        basis_threshold: Fraction = 0.02,
+        coef_topk: Count = 8,
+        coef_threshold: NonNegative = 0.0,
+        score_threshold: NonNegative | None = None,
         class_token: bool = False,
-        reconstruction_weight: float = 0.01,
+        reconstruction_weight: NonNegative = 0.01,
     ) -> None:
         super().__init__()
-        for option, value in {
-            "head_dim": head_dim,
-            "num_heads": 1 if num_heads is None else num_heads,
-            "reduce_n_factor": reduce_n_factor,
-            "reduce_c_factor": reduce_c_factor,
-        }.items():
-            if value < 1:
-                raise ConfigError(f"sparsifiner.{option}: {value} is not a positive number.")
-        if not 0 < attn_keep_rate <= 1:
-            raise ConfigError(f"sparsifiner.attn_keep_rate: {attn_keep_rate} is not above 0 and at most 1.")
-        if coef_topk < 0 or coef_threshold < 0:
-            raise ConfigError(
-                f"sparsifiner.coef_topk={coef_topk}, coef_threshold={coef_threshold}: both must be at least 0."
-            )
         self.grid, self.class_token = tuple(grid), class_token
         self.num_heads = max(1, dim // head_dim) if num_heads is None else num_heads
         self.head_dim = head_dim

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ... import kernels
-from ...errors import ConfigError
+from ...errors import OptionError
+from ...schema import Size
 from ..base import Grid, Mixer
 from ..positions import put_back, real_first, without_padding
 from ..state import last_tokens
@@ -126,10 +127,10 @@ class Pooling(Mixer, name="pooling"):
     alternatives = {"pool_size": 5, "backend": "reference"}
     inert = frozenset({"backend"})
 
-    def __init__(self, dim: int, *, pool_size: int = 3, causal: bool = False, backend: str = "auto") -> None:
+    def __init__(self, dim: int, *, pool_size: Size = 3, causal: bool = False, backend: str = "auto") -> None:
         super().__init__()
-        if pool_size < 1 or (pool_size % 2 == 0 and not causal):
-            raise ConfigError(f"mixer.pool_size: {pool_size} must be odd and positive (or positive, when causal).")
+        if pool_size % 2 == 0 and not causal:
+            raise OptionError("pool_size", f"{pool_size} must be odd where the mixer is not causal.")
         self.dim, self.pool_size, self.is_causal, self.backend = dim, pool_size, causal, backend
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:

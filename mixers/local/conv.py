@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ... import kernels
-from ...errors import ConfigError
+from ...errors import ConfigError, OptionError
 from ...kernels.cpu.depthwise import star_relu_depthwise_conv
 from ...kernels.cpu.pointwise import linear, star_relu_linear
+from ...schema import Positive, Size
 from ..base import Grid, Mixer
 from ..positions import put_back, real_first, without_padding
 from ..state import last_tokens
@@ -50,17 +51,17 @@ class SeparableConv(Mixer, name="conv"):
         dim: int,
         *,
         grid: Grid | None = None,
-        expansion_ratio: float = 2.0,
-        kernel_size: int = 7,
+        expansion_ratio: Positive = 2.0,
+        kernel_size: Size = 7,
         bias: bool = False,
         causal: bool = False,
     ) -> None:
         super().__init__()
         rank = len(grid) if grid is not None else 1 if causal else 2
-        if kernel_size < 1 or (kernel_size % 2 == 0 and not causal):
-            raise ConfigError(f"mixer.kernel_size: {kernel_size} must be odd and positive (or positive, when causal).")
+        if kernel_size % 2 == 0 and not causal:
+            raise OptionError("kernel_size", f"{kernel_size} must be odd where the mixer is not causal.")
         if causal and rank != 1:
-            raise ConfigError(f'mixer "conv": the causal form takes sequences, not a grid of {rank} axes.')
+            raise OptionError("", f'mixer "conv": the causal form takes sequences, not a grid of {rank} axes.')
         self.is_causal, self.kernel_size, self.rank = causal, kernel_size, rank
         self.hidden = int(expansion_ratio * dim)
         self.fc1 = nn.Linear(dim, self.hidden, bias=bias)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ...kernels.segment_pool import segment_pool
+from ...schema import OddSize, Size
 from ..base import Mixer
 from ..positions import document_rows, rows_apart, without_padding
 
@@ -51,21 +52,13 @@ class PoNet(Mixer, name="ponet"):
         self,
         dim: int,
         *,
-        num_heads: int | None = None,
-        head_dim: int = 64,
-        segment_num: int = 32,
-        segment_length: int | None = None,
-        window: int = 3,
+        num_heads: Size | None = None,
+        head_dim: Size = 64,
+        segment_num: Size = 32,
+        segment_length: Size | None = None,
+        window: OddSize = 3,
     ) -> None:
         super().__init__()
-        sizes = {
-            "num_heads": num_heads, "head_dim": head_dim, "segment_num": segment_num, "segment_length": segment_length
-        }  # fmt: skip
-        for key, value in sizes.items():
-            if value is not None and value < 1:
-                raise ConfigError(f"ponet.{key}: {value} is not a positive number.")
-        if window < 1 or window % 2 == 0:
-            raise ConfigError(f"ponet.window: {window} is not a positive odd number of tokens.")
         self.num_heads = max(1, dim // head_dim) if num_heads is None else num_heads
         self.head_dim, self.window = head_dim, window
         self.segment_num, self.segment_length = segment_num, segment_length

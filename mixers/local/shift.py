@@ -12,8 +12,9 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from ...errors import ConfigError
+from ...errors import ConfigError, OptionError
 from ...kernels import shift
+from ...schema import OddSize, Share, Size
 from ..base import Mixer
 from ..mlp.grid_mixing import renamed
 from ..positions import document_rows, put_back, real_first, rows_apart, without_padding
@@ -49,18 +50,14 @@ class Shift(Mixer, name="shift"):
         dim: int,
         *,
         causal: bool = False,
-        distance: int = 1,
-        fraction: float = 1 / 3,
+        distance: Size = 1,
+        fraction: Share = 1 / 3,
         padding: Literal["zeros", "wrap"] = "zeros",
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        if distance < 1:
-            raise ConfigError(f"mixer.distance: {distance} must be at least 1.")
-        if not 0 < fraction <= 1:
-            raise ConfigError(f"mixer.fraction: {fraction} must be above 0 and at most 1.")
         if causal and padding == "wrap":
-            raise ConfigError('mixer.padding: "wrap" brings tokens from the end to the front, so it cannot be causal.')
+            raise OptionError("padding", '"wrap" brings tokens from the end to the front, so it cannot be causal.')
         self.dim, self.is_causal = dim, causal
         self.distance, self.fraction, self.padding, self.backend = distance, fraction, padding, backend
 
@@ -152,19 +149,17 @@ class MixShift(Mixer, name="mix_shift"):
         dim: int,
         *,
         shift_dist: Sequence[int] = (-2, -1, 0, 1, 2),
-        mix_size: Sequence[int] = (1, 1, 3, 5, 7),
+        mix_size: Sequence[OddSize] = (1, 1, 3, 5, 7),
         backend: str = "auto",
     ) -> None:
         super().__init__()
         groups = len(shift_dist)
         if not groups or len(mix_size) != groups:
-            raise ConfigError(
-                f"mixer.mix_size: {len(mix_size)} kernel sizes for {groups} groups (shift_dist={list(shift_dist)})."
+            raise OptionError(
+                "mix_size", f"{len(mix_size)} kernel sizes for {groups} groups (shift_dist={list(shift_dist)})."
             )
-        if any(k < 1 or k % 2 == 0 for k in mix_size):
-            raise ConfigError(f"mixer.mix_size: {list(mix_size)} must be odd and positive.")
         if dim < groups:
-            raise ConfigError(f"mixer.shift_dist: {groups} groups of {dim} channels.")
+            raise OptionError("shift_dist", f"{groups} groups of {dim} channels.")
         self.backend = backend
         self.shift_dist = list(shift_dist)
         width = -(-dim // groups)

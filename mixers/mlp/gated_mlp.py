@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...errors import ConfigError, unknown
+from ...errors import OptionError, unknown
+from ...schema import Positive, Size
 from ..base import Grid
 from .grid_mixing import ACTIVATIONS, MatrixMixer, PositionMixer, renamed
 from .mlp import MlpMixer
@@ -37,14 +38,14 @@ class GMlp(MatrixMixer, name="gmlp"):
     alternatives = {"ratio": 6.0, "activation": "relu"}
 
     def __init__(
-        self, dim: int, *, grid: Grid, causal: bool = False, ratio: float = 4.0, activation: str = "gelu"
+        self, dim: int, *, grid: Grid, causal: bool = False, ratio: Positive = 4.0, activation: str = "gelu"
     ) -> None:
         super().__init__(dim, grid=grid, causal=causal)
         if activation not in ACTIVATIONS:
-            raise unknown("mixer.activation", activation, ACTIVATIONS)
+            raise unknown("activation", activation, ACTIVATIONS)
         hidden = int(ratio * dim)
         if hidden < 2 or hidden % 2:
-            raise ConfigError(f"mixer.ratio: {ratio} gives {hidden} channels of {dim}; it must be an even number.")
+            raise OptionError("ratio", f"{ratio} gives {hidden} channels of {dim}; it must be an even number.")
         self.activation = activation
         self.fc1 = nn.Linear(dim, hidden)
         self.norm = nn.LayerNorm(hidden // 2, eps=1e-5)
@@ -112,14 +113,11 @@ class NiNformer(PositionMixer, name="ninformer"):
         dim: int,
         *,
         grid: Grid,
-        token_hidden: int | None = None,
-        channel_hidden: int | None = None,
+        token_hidden: Size | None = None,
+        channel_hidden: Size | None = None,
         backend: str = "auto",
     ) -> None:
         super().__init__(dim, grid=grid, causal=False)
-        for option, width in (("token_hidden", token_hidden), ("channel_hidden", channel_hidden)):
-            if width is not None and width < 1:
-                raise ConfigError(f"mixer.{option}: {width} is not a positive width.")
         self.proj = nn.Linear(dim, dim)
         self.norm1 = nn.LayerNorm(dim, eps=1e-5)
         self.token_mixer = MlpMixer(dim, grid=grid, token_hidden=token_hidden or 2 * dim, backend=backend)

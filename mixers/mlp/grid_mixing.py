@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...errors import ConfigError
+from ...errors import ConfigError, OptionError
 from ...kernels.cpu.token_linear import token_linear
 from ..base import Grid, Mixer
 from ..positions import document_rows, put_back, real_first, rows_apart, without_padding
@@ -77,7 +77,7 @@ class PositionMixer(Mixer):
         super().__init__()
         self.dim, self.grid, self.is_causal = dim, tuple(grid), causal
         if causal and len(grid) != 1:
-            raise ConfigError(f'mixer "{self.name}": the causal form takes sequences, not the grid {tuple(grid)}.')
+            raise OptionError("", f'mixer "{self.name}": the causal form takes sequences, not the grid {tuple(grid)}.')
 
     @property
     def tokens(self) -> int:

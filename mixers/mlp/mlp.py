@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...errors import ConfigError, unknown
+from ...errors import OptionError, unknown
 from ...kernels import token_mlp
+from ...schema import Positive, Size
 from ..base import Grid
 from ..resize import resize_tokens_weight
 from .grid_mixing import ACTIVATIONS, MatrixMixer, PositionMixer, renamed
@@ -38,11 +39,11 @@ class Dense(MatrixMixer, name="dense"):
     alternatives = {"num_heads": 2}
 
     def __init__(
-        self, dim: int, *, grid: Grid, causal: bool = False, num_heads: int = 1, softmax: bool = False
+        self, dim: int, *, grid: Grid, causal: bool = False, num_heads: Size = 1, softmax: bool = False
     ) -> None:
         super().__init__(dim, grid=grid, causal=causal)
-        if num_heads < 1 or dim % num_heads:
-            raise ConfigError(f"mixer.num_heads: {num_heads} does not divide the {dim} channels.")
+        if dim % num_heads:
+            raise OptionError("num_heads", f"{num_heads} does not divide the {dim} channels.")
         self.softmax = softmax
         self.weight = nn.Parameter(torch.empty(num_heads, self.tokens, self.tokens))
         self.bias = None if softmax else nn.Parameter(torch.empty(self.tokens))
@@ -152,17 +153,17 @@ class MlpMixer(PositionMixer, name="mlp_mixer"):
         *,
         grid: Grid,
         causal: bool = False,
-        token_ratio: float = 0.5,
-        token_hidden: int | None = None,
+        token_ratio: Positive = 0.5,
+        token_hidden: Size | None = None,
         activation: str = "gelu",
         backend: str = "auto",
     ) -> None:
         super().__init__(dim, grid=grid, causal=causal)
         if activation not in ACTIVATIONS:
-            raise unknown("mixer.activation", activation, ACTIVATIONS)
+            raise unknown("activation", activation, ACTIVATIONS)
         hidden = int(token_ratio * dim) if token_hidden is None else token_hidden
         if hidden < 1:
-            raise ConfigError(f"mixer.token_hidden: {hidden} is not a positive width.")
+            raise OptionError("token_ratio", f"{token_ratio} of {dim} channels leaves no hidden units.")
         self.activation, self.backend = activation, backend
         self.per_token = ceil(hidden / self.tokens) if causal else 0
         self._allocate(self.per_token * self.tokens if causal else hidden, None, None)

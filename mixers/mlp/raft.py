@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...errors import ConfigError
+from ...errors import ConfigError, OptionError
 from ...kernels import token_mlp
+from ...schema import Positive, Size
 from ..base import Grid, Mixer
 from ..resize import resize_tokens_weight
 
@@ -105,20 +106,18 @@ class Raft(Mixer, name="raft"):
         dim: int,
         *,
         grid: Grid,
-        raft_size: int = 2,
-        token_ratio: float = 2.0,
+        raft_size: Size = 2,
+        token_ratio: Positive = 2.0,
         residual: bool = False,
-        native_grid: tuple[int, int] | None = None,
+        native_grid: tuple[Size, Size] | None = None,
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        if raft_size < 1 or dim % raft_size:
-            raise ConfigError(f"mixer.raft_size: {raft_size} does not divide the {dim} channels.")
-        if native_grid is not None and min(native_grid) < 1:
-            raise ConfigError(f"mixer.native_grid: {native_grid} is not a grid.")
+        if dim % raft_size:
+            raise OptionError("raft_size", f"{raft_size} does not divide the {dim} channels.")
         height, width = native_grid or grid
         if token_ratio * raft_size * min(height, width) < 1:
-            raise ConfigError(f"mixer.token_ratio: {token_ratio} leaves no hidden units.")
+            raise OptionError("token_ratio", f"{token_ratio} leaves no hidden units.")
         self.grid, self.native = tuple(grid), native_grid is not None
         self.residual, self.backend = residual, backend
         self.vertical = AxisMlp(dim, height, raft_size, token_ratio)

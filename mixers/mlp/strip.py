@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...errors import ConfigError
+from ...errors import OptionError
+from ...schema import Size
 from ..base import Grid, Mixer
 from ..resize import resize_axis, resize_tokens_weight
 from .grid_mixing import renamed
@@ -89,12 +90,12 @@ class Strip(Mixer, name="strip"):
 
     grid: Grid
 
-    def __init__(self, dim: int, *, grid: Grid, patches: int | None = None, local: bool = True) -> None:
+    def __init__(self, dim: int, *, grid: Grid, patches: Size | None = None, local: bool = True) -> None:
         super().__init__()
         if patches is None:
             patches = 2 if dim % 80 == 0 else 4
-        if patches < 1 or dim % (2 * patches):
-            raise ConfigError(f"mixer.patches: half of {dim} channels cannot be divided into {patches} patches.")
+        if dim % (2 * patches):
+            raise OptionError("patches", f"half of {dim} channels cannot be divided into {patches} patches.")
         self.grid = height, width = (grid[0], grid[1])
         half, groups = dim // 2, dim // 2 // patches
         self.local = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False) if local else None

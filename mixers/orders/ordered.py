@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ...errors import ConfigError
+from ...errors import ConfigError, OptionError
 from ..base import Grid, Mixer
 from ..positions import without_padding
 from .orders import LEARNED, Order, is_learned
@@ -73,23 +73,23 @@ class Ordered(Mixer):
         grid: Grid | None = None,
         layer_index: int = 0,
         can_be_causal: str = "cannot",
-        key: str = "mixer",
     ) -> None:
         super().__init__()
         only = {"cannot": False, "always": True}.get(can_be_causal)
         if causal_paths is not None and only is not None and causal_paths != only:
             why = "is always causal" if only else "cannot be causal"
-            raise ConfigError(f"{key}.causal_paths: {causal_paths} is impossible, the mixer {why}.")
+            raise OptionError("causal_paths", f"{causal_paths} is impossible, the mixer {why}.")
         self.order: Any = (
-            LEARNED.build(order, dim, grid, key=f"{key}.order")
+            LEARNED.build(order, dim, grid, key="order")
             if is_learned(order)
-            else Order(order, layer_index=layer_index, key=f"{key}.order")
+            else Order(order, layer_index=layer_index, key="order")
         )
         self.merge = merge
         self.paths = paths = self.order.paths
         if paths == 1 and (separate_paths or merge in ("gated", "concat")):
-            what = "separate_paths: it" if separate_paths else f'merge: "{merge}"'
-            raise ConfigError(f"{key}.{what} needs several paths; the order {order!r} has one.")
+            raise OptionError(
+                "separate_paths" if separate_paths else "merge", f"it needs several paths; the order {order!r} has one."
+            )
         causal = only if only is not None else causal_paths is not False
         # what reads the grid, and what mixes each reading
         self.orders: list[Any] = self.order.each_path() if separate_paths else [self.order]

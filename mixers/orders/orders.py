@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from ...errors import ConfigError
+from ...errors import ConfigError, OptionError
 from ...kernels.common.registration import register_op
 from ...schema import Parts
 from ..base import Grid
@@ -75,11 +75,11 @@ def parse_order(spec: Any, *, key: str = "order") -> list[tuple[str, dict[str, A
     """
     if isinstance(spec, (list, tuple)):
         if not spec:
-            raise ConfigError(f"{key}: the list of orders is empty.")
+            raise OptionError(key, "the list of orders is empty.")
         return [part for i, one in enumerate(spec) for part in parse_order(one, key=f"{key}[{i}]")]
     name = spec.get("name") if isinstance(spec, Mapping) else spec
     if is_learned(spec):
-        raise ConfigError(f'{key}: the learned order "{name}" stands alone, not in a list.')
+        raise OptionError(key, f'the learned order "{name}" stands alone, not in a list.')
     backwards = isinstance(name, str) and name.endswith(_REVERSED) and name.removesuffix(_REVERSED) in PATHS.entries
     if backwards:
         plain = str(name).removesuffix(_REVERSED)
@@ -291,7 +291,7 @@ class Order:
     def merge(self, y: Tensor, grid: Grid, mode: Literal["sum", "mean"] = "sum") -> Tensor:
         """Sequences `(B, P, L, C)` put back, and the paths added or averaged: `(B, *grid, C)`."""
         if mode not in ("sum", "mean"):
-            raise ConfigError(f'order.merge: "{mode}" is not known. Allowed: mean, sum.')
+            raise OptionError("merge", f'"{mode}" is not known. Allowed: mean, sum.')
         if self.is_raster:
             return y.flatten(1, 2).unflatten(1, tuple(grid))
         total = merge_op(y, self.key, list(grid), True).squeeze(1).unflatten(1, tuple(grid))

@@ -9,17 +9,16 @@ is one frame, one of rank 1 one row of it. They run once for each grid; nothing 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from ...errors import ConfigError, unknown
-from ...schema import Parts
+from ...errors import OptionError, unknown
+from ...schema import Between, Parts, Seed, Size
 
 Path = Tensor
-PATHS = Parts("order", __name__, reserved=("layer_index",))
+PATHS = Parts("order", __name__, context=("layer_index",))
 
 
 def reverse(path: Path) -> Path:
@@ -88,7 +87,7 @@ def cross_scan(base: Tensor, *, mode: Literal["cross2d", "unidi", "bidi", "rot90
 
 
 @PATHS.register("atrous")
-def atrous(base: Tensor, *, size: int = 4, rate: int = 1, joined: bool = False) -> list[Path]:
+def atrous(base: Tensor, *, size: Size = 4, rate: Size = 1, joined: bool = False) -> list[Path]:
     """Windows of `size` x `size` tokens of a frame that stand `rate` apart; a sequence for each window, row by row.
 
     A block of `size * rate` squared tokens holds `rate` squared interleaved windows, as the taps of a dilated
@@ -101,9 +100,6 @@ def atrous(base: Tensor, *, size: int = 4, rate: int = 1, joined: bool = False) 
         rate: distance of neighbours in a window.
         joined: read the windows one after another as one sequence.
     """
-    for key, value in (("size", size), ("rate", rate)):
-        if value < 1:
-            raise ConfigError(f"order.{key}: {value} is not positive.")
     frames = _frames(base)
     place = torch.zeros_like(frames)  # inside of the window
     window = torch.arange(frames.shape[0]).view(-1, 1, 1).expand_as(frames)
@@ -135,7 +131,7 @@ def _by_window(base: Tensor, window: Tensor, place: Tensor) -> Path:
 
 @PATHS.register("window")
 def window(
-    base: Tensor, *, size: Sequence[int] = (4, 4, 4), layer_index: int = 0, shift: bool | None = None
+    base: Tensor, *, size: tuple[Size, Size, Size] = (4, 4, 4), layer_index: int = 0, shift: bool | None = None
 ) -> list[Path]:
     """Boxes of neighbouring tokens, a sequence for each; in every second layer moved by half a box.
 
@@ -148,8 +144,6 @@ def window(
         layer_index: position in the model, filled in.
         shift: whether boxes are moved, in place of every second layer's.
     """
-    if len(size) != 3 or min(size) < 1:
-        raise ConfigError(f"order.size: {list(size)} are not three positive numbers of tokens.")
     moved = layer_index % 2 == 1 if shift is None else shift
     frames = _frames(base)
     number, place = torch.zeros_like(frames), torch.zeros_like(frames)
@@ -201,7 +195,7 @@ def hilbert(base: Tensor) -> list[Path]:
 
 
 @PATHS.register("random")
-def random(base: Tensor, *, seed: int = 0) -> list[Path]:
+def random(base: Tensor, *, seed: Seed = 0) -> list[Path]:
     """One permutation, fixed by the seed and the number of tokens: the control for every other order."""
     generator = torch.Generator().manual_seed(seed)
     return [_whole(base.flatten()[torch.randperm(base.numel(), generator=generator)])]
@@ -218,9 +212,9 @@ def frame_interleaved(base: Tensor, *, columns: bool = False, as_frames: bool = 
             T frames one after another, and reads that as the sequence of pixels by rows. Needs `columns`.
     """
     if base.ndim != 3:
-        raise ConfigError(f"order: frame_interleaved needs a grid of frames (T, H, W), not {tuple(base.shape)}.")
+        raise OptionError("", f"frame_interleaved needs a grid of frames (T, H, W), not {tuple(base.shape)}.")
     if as_frames and not columns:
-        raise ConfigError("order.as_frames: it has no effect without columns=true.")
+        raise OptionError("as_frames", "it has no effect without columns=true.")
     rows = base.permute(1, 2, 0)
     if as_frames:
         frames, height, width = base.shape
@@ -229,7 +223,9 @@ def frame_interleaved(base: Tensor, *, columns: bool = False, as_frames: bool = 
 
 
 @PATHS.register("rotary_major")
-def rotary_major(base: Tensor, *, layer_index: int = 0, turn: int | None = None) -> list[Path]:
+def rotary_major(
+    base: Tensor, *, layer_index: int = 0, turn: Annotated[int, Between(0, 3)] | None = None
+) -> list[Path]:
     """Another axis is read first in every layer. LinGen (2024), arXiv:2412.09856.
 
     In turn: frame by frame in rows; frame by frame in columns; pixel by pixel through the frames, the pixels in rows;
@@ -242,6 +238,4 @@ def rotary_major(base: Tensor, *, layer_index: int = 0, turn: int | None = None)
         turn: 0 to 3, in place of the layer's.
     """
     axes = ((0, 1, 2), (0, 2, 1), (1, 2, 0), (2, 1, 0))
-    if turn is not None and not 0 <= turn < len(axes):
-        raise ConfigError(f"order.turn: {turn} is not one of 0, 1, 2, 3.")
     return [_whole(_frames(base).permute(axes[(layer_index if turn is None else turn) % len(axes)]))]

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...errors import ConfigError
+from ...errors import OptionError
+from ...schema import Positive, Size
 from ..base import Grid
 from .orders import LEARNED
 
@@ -96,17 +97,14 @@ class SinkhornOrder(nn.Module):
         dim: int,
         grid: Grid | None,
         *,
-        temperature: float = 1.0,
-        iterations: int = 20,
+        temperature: Positive = 1.0,
+        iterations: Size = 20,
         content: bool = False,
         hard: bool = False,
     ) -> None:
         super().__init__()
         if grid is None:
-            raise ConfigError("order: sinkhorn learns a score for every token; pass grid=(H, W).")
-        for key, value in (("temperature", temperature), ("iterations", iterations)):
-            if value <= 0:
-                raise ConfigError(f"order.{key}: {value} is not positive.")
+            raise OptionError("", "sinkhorn learns a score for every token; pass grid=(H, W).")
         self.temperature, self.iterations, self.hard = temperature, iterations, hard
         self.shift = nn.Parameter(torch.zeros(*grid))  # in lengths of the sequence
         self.content = nn.Linear(dim, 1, bias=False) if content else None

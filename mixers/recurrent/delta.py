@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...kernels.delta_rule import delta_rule, delta_rule_step
+from ...schema import Count, Epsilon, Size
 from .linear_heads import LinearHeads, LinearState
 from .recurrent_mixer import log_uniform_dt_bias
 
@@ -46,17 +47,17 @@ class Delta(LinearHeads, name="delta"):
         self,
         dim: int,
         *,
-        num_heads: int | None = None,
-        head_dim: int = 64,
-        head_v_dim: int | None = None,
+        num_heads: Size | None = None,
+        head_dim: Size = 64,
+        head_v_dim: Size | None = None,
         gated: bool = True,
-        d_conv: int = 4,
+        d_conv: Count = 4,
         output_gate: bool = True,
         allow_neg_eigval: bool = False,
-        norm_eps: float = 1e-5,
+        norm_eps: Epsilon = 1e-5,
     ) -> None:
         super().__init__()
-        self._sizes("delta", dim, num_heads, head_dim, head_v_dim)
+        self._sizes(dim, num_heads, head_dim, head_v_dim)
         self.allow_neg_eigval = allow_neg_eigval
         self._build(dim, (self.num_heads, self.num_heads if gated else 0), d_conv, output_gate, norm_eps)
         self.A_log = nn.Parameter(torch.empty(self.num_heads)) if gated else None

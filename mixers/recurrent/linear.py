@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...errors import ConfigError
+from ...errors import OptionError
 from ...kernels.gla import gla, gla_step
 from ...kernels.ssd import ssd, ssd_step
+from ...schema import Count, NonNegative, Positive, Size
 from ..positions import rotate
 from .linear_heads import LinearHeads, LinearState
 
@@ -55,9 +56,9 @@ class LinearAttention(LinearHeads, name="linear_attention"):
         d_conv: taps of a causal convolution with silu over queries, keys and values; 0 for none.
         output_gate: multiply with silu of a projection of the input.
         output_norm: RMS norm of every head.
-        position: "none" or "rotary" (RetNet).
-        lightning_rate: log decay of the last head of "lightning"; published as 8 (1 - layer / layers), which the
-            language backbone fills in.
+        position: "none", the default where the model has no say, or "rotary" (RetNet).
+        lightning_rate: log decay of the last head of "lightning"; by default 8 (1 - layer / layers), as published.
+        layer_index, num_layers: position in the model, and how many there are.
 
     Shapes: `x` and the result `(B, *grid, C)`. The state is constant: H x K x V float32 numbers per row.
 
@@ -88,44 +89,33 @@ class LinearAttention(LinearHeads, name="linear_attention"):
         self,
         dim: int,
         *,
-        num_heads: int | None = None,
-        head_dim: int = 64,
-        head_v_dim: int | None = None,
+        num_heads: Size | None = None,
+        head_dim: Size = 64,
+        head_v_dim: Size | None = None,
         decay: Literal["none", "retention", "lightning", "scalar", "channel"] = "none",
         feature_map: Literal["identity", "elu", "relu", "silu"] = "elu",
         normalize: bool = True,
-        gate_rank: int = 16,
-        gate_logit_normalizer: float = 16.0,
-        d_conv: int = 0,
+        gate_rank: Size = 16,
+        gate_logit_normalizer: Positive = 16.0,
+        d_conv: Count = 0,
         output_gate: bool = False,
         output_norm: bool = False,
-        position: Literal["none", "rotary"] = "none",
-        lightning_rate: float = 8.0,
+        position: Literal["none", "rotary"] | None = None,
+        lightning_rate: NonNegative | None = None,
+        layer_index: Count = 0,
+        num_layers: Size = 1,
     ) -> None:
         super().__init__()
-        choices = {
-            "decay": (decay, ("none", "retention", "lightning", "scalar", "channel")),
-            "feature_map": (feature_map, tuple(FEATURE_MAPS)),
-            "position": (position, ("none", "rotary")),
-        }
-        for key, (value, allowed) in choices.items():
-            if value not in allowed:
-                raise ConfigError(f'linear_attention.{key}: "{value}" is not known. Allowed: {", ".join(allowed)}.')
         if position == "rotary" and head_dim % 2:
-            raise ConfigError(f"linear_attention.head_dim: {head_dim} is odd; rotary positions need pairs of channels.")
-        if gate_rank < 1 or gate_logit_normalizer <= 0 or lightning_rate < 0:
-            raise ConfigError(
-                f"linear_attention: gate_rank={gate_rank} and gate_logit_normalizer={gate_logit_normalizer} must be "
-                f"positive, lightning_rate={lightning_rate} not negative."
-            )
-        self._sizes("linear_attention", dim, num_heads, head_dim, head_v_dim)
-        self.decay, self.feature_map, self.normalize, self.position = decay, feature_map, normalize, position
+            raise OptionError("head_dim", f"{head_dim} is odd; rotary positions need pairs of channels.")
+        self._sizes(dim, num_heads, head_dim, head_v_dim)
+        self.decay, self.feature_map, self.normalize, self.position = decay, feature_map, normalize, position or "none"
         self.gate_logit_normalizer = gate_logit_normalizer
         gates = {"scalar": self.num_heads, "channel": gate_rank}.get(decay, 0)
         self._build(dim, (gates,), d_conv, output_gate, 1e-5 if output_norm else None)
         self.decay_proj = nn.Linear(gate_rank, self.key_width) if decay == "channel" else None
         self.decay_bias = nn.Parameter(torch.empty(self.num_heads)) if decay == "scalar" else None
-        self.lightning_rate = lightning_rate
+        self.lightning_rate = 8.0 * (1 - layer_index / num_layers) if lightning_rate is None else lightning_rate
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...errors import ConfigError
 from .recurrent_mixer import Projection, RecurrentMixer, ShortConv
 
 
@@ -26,10 +25,7 @@ class LinearState(NamedTuple):
 class LinearHeads(RecurrentMixer):
     """Projections, short convolution, state and read-out that linear attention and the delta rule share."""
 
-    def _sizes(self, owner: str, dim: int, num_heads: int | None, head_dim: int, head_v_dim: int | None) -> None:
-        for key, value in (("num_heads", num_heads), ("head_dim", head_dim), ("head_v_dim", head_v_dim)):
-            if value is not None and value < 1:
-                raise ConfigError(f"{owner}.{key}: {value} is not a positive number.")
+    def _sizes(self, dim: int, num_heads: int | None, head_dim: int, head_v_dim: int | None) -> None:
         self.num_heads = max(1, dim // head_dim) if num_heads is None else num_heads
         self.head_dim = head_dim
         self.head_v_dim = head_dim if head_v_dim is None else head_v_dim
@@ -37,8 +33,6 @@ class LinearHeads(RecurrentMixer):
         self.value_width = self.num_heads * self.head_v_dim
 
     def _build(self, dim: int, extra: tuple[int, ...], d_conv: int, output_gate: bool, norm_eps: float | None) -> None:
-        if d_conv < 0:
-            raise ConfigError(f"{self.name}.d_conv: {d_conv} is negative; 0 is no convolution.")
         self.qkv_width = 2 * self.key_width + self.value_width
         self.parts = (self.qkv_width, self.value_width if output_gate else 0, *extra)
         self.in_proj = Projection(dim, sum(self.parts), bias=False)

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...errors import ConfigError
 from ...kernels.causal_conv1d import causal_conv1d, causal_conv1d_step
 from ...kernels.cpu.pointwise import linear
 from ..base import Mixer
@@ -108,8 +107,6 @@ class ShortConv(nn.Module):
 
     def __init__(self, channels: int, kernel_size: int, *, bias: bool = True, activation: str | None = "silu") -> None:
         super().__init__()
-        if kernel_size < 1:
-            raise ConfigError(f"kernel_size: {kernel_size} is not a positive number of taps.")
         self.activation = activation
         self.weight = nn.Parameter(torch.empty(channels, kernel_size))
         self.bias = nn.Parameter(torch.empty(channels)) if bias else None

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...errors import ConfigError
 from ...kernels.common.dispatch import choose_backend
 from ...kernels.cpu.depthwise import depthwise_conv
 from ...kernels.cpu.grid_scan import LinePath, grid_scan
 from ...kernels.selective_scan import selective_scan
+from ...schema import OddSize, Positive, Size
 from ..base import Grid, Mixer
 from ..orders.orders import Order
 from .recurrent_mixer import log_uniform_dt_bias
@@ -82,25 +82,19 @@ class SS2D(Mixer, name="ss2d"):
         self,
         dim: int,
         *,
-        d_state: int = 1,
-        d_conv: int = 3,
-        ssm_ratio: float = 1.0,
-        dt_rank: int | None = None,
+        d_state: Size = 1,
+        d_conv: OddSize = 3,
+        ssm_ratio: Positive = 1.0,
+        dt_rank: Size | None = None,
         gate: bool = False,
         conv_bias: bool = False,
         bias: bool = False,
         scan: Literal["cross2d", "unidi", "bidi", "rot90"] = "cross2d",
-        dt_min: float = 0.001,
-        dt_max: float = 0.1,
-        dt_init_floor: float = 1e-4,
+        dt_min: Positive = 0.001,
+        dt_max: Positive = 0.1,
+        dt_init_floor: Positive = 1e-4,
     ) -> None:
         super().__init__()
-        sizes = {"d_state": d_state, "d_conv": d_conv, "ssm_ratio": ssm_ratio, "dt_rank": dt_rank, "dt_min": dt_min}
-        for key, value in sizes.items():
-            if value is not None and value <= 0:
-                raise ConfigError(f"ss2d.{key}: {value} is not positive.")
-        if d_conv % 2 == 0:
-            raise ConfigError(f"ss2d.d_conv: {d_conv} is even; the convolution has a middle.")
         self.d_state, self.dt_range = d_state, (dt_min, dt_max, dt_init_floor)
         self.d_inner = inner = int(ssm_ratio * dim)
         self.dt_rank = math.ceil(dim / 16) if dt_rank is None else dt_rank

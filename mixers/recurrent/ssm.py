@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...errors import ConfigError
+from ...errors import OptionError
 from ...kernels.selective_scan import selective_scan, selective_scan_step
 from ...kernels.ssd import ssd, ssd_step
+from ...schema import AtLeast, Epsilon, NonNegative, Positive, Size
 from .recurrent_mixer import Projection, RecurrentMixer, ShortConv, log_uniform_dt_bias
 
 
@@ -25,12 +26,6 @@ class SSMState(NamedTuple):
 
     conv: Tensor
     ssm: Tensor
-
-
-def _positive(owner: str, **sizes: float | None) -> None:
-    for key, value in sizes.items():
-        if value is not None and value <= 0:
-            raise ConfigError(f"{owner}.{key}: {value} is not positive.")
 
 
 class Mamba(RecurrentMixer, name="mamba"):
@@ -73,18 +68,17 @@ class Mamba(RecurrentMixer, name="mamba"):
         self,
         dim: int,
         *,
-        d_state: int = 16,
-        d_conv: int = 4,
-        expand: int = 2,
-        dt_rank: int | None = None,
-        dt_min: float = 0.001,
-        dt_max: float = 0.1,
-        dt_init_floor: float = 1e-4,
+        d_state: Size = 16,
+        d_conv: Size = 4,
+        expand: Size = 2,
+        dt_rank: Size | None = None,
+        dt_min: Positive = 0.001,
+        dt_max: Positive = 0.1,
+        dt_init_floor: Positive = 1e-4,
         conv_bias: bool = True,
         bias: bool = False,
     ) -> None:
         super().__init__()
-        _positive("mamba", d_state=d_state, d_conv=d_conv, expand=expand, dt_rank=dt_rank, dt_min=dt_min, dt_max=dt_max)
         self.dt_range = (dt_min, dt_max, dt_init_floor)
         self.d_state = d_state
         self.dt_rank = math.ceil(dim / 16) if dt_rank is None else dt_rank
@@ -223,31 +217,28 @@ class Mamba2(RecurrentMixer, name="mamba2"):
         self,
         dim: int,
         *,
-        d_state: int = 128,
-        d_conv: int = 4,
-        expand: int = 2,
-        head_dim: int | None = None,
-        ngroups: int = 1,
-        A_init_range: tuple[float, float] = (1.0, 16.0),
-        dt_min: float = 0.001,
-        dt_max: float = 0.1,
-        dt_init_floor: float = 1e-4,
-        dt_limit: tuple[float, float] = (0.0, math.inf),
+        d_state: Size = 128,
+        d_conv: Size = 4,
+        expand: Size = 2,
+        head_dim: Size | None = None,
+        ngroups: Size = 1,
+        A_init_range: tuple[Positive, Positive] = (1.0, 16.0),
+        dt_min: Positive = 0.001,
+        dt_max: Positive = 0.1,
+        dt_init_floor: Positive = 1e-4,
+        dt_limit: tuple[NonNegative, Annotated[float, AtLeast(0, infinite=True)]] = (0.0, math.inf),
         conv_bias: bool = True,
         bias: bool = False,
-        norm_eps: float = 1e-5,
+        norm_eps: Epsilon = 1e-5,
     ) -> None:
         super().__init__()
-        _positive(
-            "mamba2", d_state=d_state, d_conv=d_conv, expand=expand, head_dim=head_dim, ngroups=ngroups, dt_min=dt_min
-        )
         self.d_inner = inner = expand * dim
         self.head_dim = _divisor(inner, 64) if head_dim is None else head_dim
         if inner % self.head_dim:
-            raise ConfigError(f"mamba2.head_dim: {head_dim} does not divide the inner width expand * dim = {inner}.")
+            raise OptionError("head_dim", f"{head_dim} does not divide the inner width expand * dim = {inner}.")
         self.num_heads = inner // self.head_dim
         if self.num_heads % ngroups:
-            raise ConfigError(f"mamba2.ngroups: {ngroups} does not divide the number of heads, {self.num_heads}.")
+            raise OptionError("ngroups", f"{ngroups} does not divide the number of heads, {self.num_heads}.")
         self.d_state, self.ngroups, self.norm_eps = d_state, ngroups, norm_eps
         self.A_init_range, self.dt_range = tuple(A_init_range), (dt_min, dt_max, dt_init_floor)
         self.dt_limit = (float(dt_limit[0]), float(dt_limit[1]))

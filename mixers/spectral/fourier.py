@@ -15,8 +15,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ...errors import ConfigError
+from ...errors import ConfigError, OptionError
 from ...kernels import spectral_filter, spectral_mlp
+from ...schema import Fraction, NonNegative, Size
 from ..base import Grid, Mixer
 from ..resize import resize_spectral_weight
 from .spectrum import from_modes, full_precision, low_modes, to_modes
@@ -143,17 +144,12 @@ class _SpectralMlp(Mixer):
         self, dim: int, num_blocks: int, hidden_size_factor: int, sparsity_threshold: float, activation: str
     ) -> None:
         super().__init__()
-        if num_blocks < 1 or dim % num_blocks:
+        if dim % num_blocks:
             fits = [k for k in range(1, dim + 1) if dim % k == 0]
             near = min(fits, key=lambda k: abs(k - num_blocks))
-            raise ConfigError(
-                f"{self.name}.num_blocks: {num_blocks} does not divide the {dim} channels; the nearest that does is "
-                f"{near}."
+            raise OptionError(
+                "num_blocks", f"{num_blocks} does not divide the {dim} channels; the nearest that does is {near}."
             )
-        if hidden_size_factor < 1:
-            raise ConfigError(f"{self.name}.hidden_size_factor: {hidden_size_factor} is not a positive integer.")
-        if not sparsity_threshold >= 0:
-            raise ConfigError(f"{self.name}.sparsity_threshold: {sparsity_threshold} must be at least 0.")
         self.threshold, self.activation = float(sparsity_threshold), activation
         width = dim // num_blocks
         hidden = width * hidden_size_factor
@@ -222,16 +218,12 @@ class AFNO(_SpectralMlp, name="afno"):
         self,
         dim: int,
         *,
-        num_blocks: int = 8,
-        hidden_size_factor: int = 1,
-        sparsity_threshold: float = 0.01,
-        hard_thresholding_fraction: float = 1.0,
+        num_blocks: Size = 8,
+        hidden_size_factor: Size = 1,
+        sparsity_threshold: NonNegative = 0.01,
+        hard_thresholding_fraction: Fraction = 1.0,
         kept_modes: Literal["per_axis", "official"] = "per_axis",
     ) -> None:
-        if not 0 <= hard_thresholding_fraction <= 1:
-            raise ConfigError(
-                f"afno.hard_thresholding_fraction: {hard_thresholding_fraction} is not between 0 and 1 (1 keeps all)."
-            )
         super().__init__(dim, num_blocks, hidden_size_factor, sparsity_threshold, "relu")
         self.fraction = float(hard_thresholding_fraction)
         self.kept_modes = kept_modes
@@ -283,9 +275,9 @@ class AFF(_SpectralMlp, name="aff"):
         self,
         dim: int,
         *,
-        num_blocks: int = 8,
-        hidden_size_factor: int = 1,
-        sparsity_threshold: float = 0.01,
+        num_blocks: Size = 8,
+        hidden_size_factor: Size = 1,
+        sparsity_threshold: NonNegative = 0.01,
         activation: Literal["relu", "gelu", "gelu_tanh", "silu"] = "relu",
     ) -> None:
         super().__init__(dim, num_blocks, hidden_size_factor, sparsity_threshold, activation)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import ConfigError
+from ...schema import Bounds, Count, Size
 from ..positions import document_rows, rows_apart
 from ..recurrent.recurrent_mixer import Projection, RecurrentMixer, ShortConv
 
@@ -192,22 +193,14 @@ class LongConv(_LongConv, name="long_conv"):
         self,
         dim: int,
         *,
-        l_max: int = 1024,
-        filter_order: int = 64,
-        emb_dim: int = 3,
-        num_inner_mlps: int = 2,
-        short_filter_order: int = 3,
+        l_max: Size = 1024,
+        filter_order: Size = 64,
+        emb_dim: Annotated[int, Bounds(3, odd=True)] = 3,
+        num_inner_mlps: Count = 2,
+        short_filter_order: Size = 3,
         w: float = 1.0,
     ) -> None:
         super().__init__()
-        sizes = {"l_max": l_max, "filter_order": filter_order, "short_filter_order": short_filter_order}
-        for key, value in sizes.items():
-            if value < 1:
-                raise ConfigError(f"long_conv.{key}: {value} is not a positive number.")
-        if emb_dim < 3 or emb_dim % 2 == 0:
-            raise ConfigError(f"long_conv.emb_dim: {emb_dim} is not an odd number of at least 3.")
-        if num_inner_mlps < 0:
-            raise ConfigError(f"long_conv.num_inner_mlps: {num_inner_mlps} is negative.")
         self.l_max, self._width = l_max, dim
         self.in_proj = Projection(dim, 3 * dim)
         self.short_filter = ShortConv(3 * dim, short_filter_order, activation=None)
@@ -309,16 +302,12 @@ class BaseConv(_LongConv, name="base_conv"):
         self,
         dim: int,
         *,
-        l_max: int = 1024,
-        kernel_size: int = 3,
+        l_max: Size = 1024,
+        kernel_size: Size | Literal[-1] = 3,
         implicit_long_conv: bool = True,
         use_act: bool = False,
     ) -> None:
         super().__init__()
-        if l_max < 1:
-            raise ConfigError(f"base_conv.l_max: {l_max} is not a positive number.")
-        if kernel_size != -1 and kernel_size < 1:
-            raise ConfigError(f"base_conv.kernel_size: {kernel_size} is neither a positive number of taps nor -1.")
         long = kernel_size == -1
         self.l_max, self._width, self.use_act = l_max, dim if long else 0, use_act
         self.projection = nn.Linear(dim, dim)

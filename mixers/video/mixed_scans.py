@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...errors import ConfigError
+from ...schema import Count, OddSize, Positive, Size
 from ..attention.attention import Attention
 from ..base import Grid, Mixer
 from ..orders.ordered import Ordered
@@ -48,10 +48,10 @@ class MixedSSM(SS2D, name="mixed_ssm"):
         self,
         dim: int,
         *,
-        d_state: int = 16,
-        d_conv: int = 3,
-        ssm_ratio: float = 2.0,
-        dt_rank: int | None = None,
+        d_state: Size = 16,
+        d_conv: OddSize = 3,
+        ssm_ratio: Positive = 2.0,
+        dt_rank: Size | None = None,
         official_unmerge: bool = False,
     ) -> None:
         super().__init__(
@@ -106,16 +106,14 @@ class Mate(Mixer, name="mate"):
         self,
         dim: int,
         *,
-        layer_index: int = 0,
-        d_state: int = 64,
-        expand: int = 2,
-        review: int = 4,
-        window: tuple[int, int, int] = (4, 2, 2),
-        head_dim: int = 32,
+        layer_index: Count = 0,
+        d_state: Size = 64,
+        expand: Size = 2,
+        review: Count = 4,
+        window: tuple[Size, Size, Size] = (4, 2, 2),
+        head_dim: Size = 32,
     ) -> None:
         super().__init__()
-        if review < 0:
-            raise ConfigError(f"mate.review: {review} is negative; 0 turns the review off.")
         self.review = review
         self.order = Order(["rotary_major", "rotary_major_reversed"], layer_index=layer_index)
         self.scans = nn.ModuleList(Mamba2(dim, d_state=d_state, expand=expand) for _ in range(self.order.paths))
@@ -126,7 +124,6 @@ class Mate(Mixer, name="mate"):
             causal_paths=False,
             layer_index=layer_index,
             can_be_causal="can",
-            key="mate.window",
         )
 
     def reset_parameters(self) -> None:

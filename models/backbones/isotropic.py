@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...errors import ConfigError
-from ...mixers import Grid, Mixer, create_mixer
-from ...mixers.registry import check_mixer
-from ..parts.blocks import BLOCKS, drop_path_rates, outer_mixers
+from ...errors import OptionError
+from ...mixers import Grid, Mixer
+from ...schema import Count, Fraction, Probability, Size, defaults_of, split_spec
+from ..parts.blocks import InitStd, LayerScale, drop_path_rates, outer_mixers
 from ..parts.depth_averaging import DepthAverage, layers_of
 from ..parts.heads import HEADS
-from ..parts.norms import NORMS
 from ..parts.stems import STEMS
+from .layers import Place, build_block, stage_specs
 from .pyramid import Stage
-from .vision import VisionBackbone, check_image_size, per_stage
+from .vision import VisionBackbone, check_image_size
 
 
 @dataclass(kw_only=True)
@@ -56,26 +56,26 @@ class IsotropicConfig:
         init_std: deviation of the initial weights outside of the mixers; None for `fan_in ** -0.5`, for narrow models.
     """
 
-    dim: int
-    depth: int
+    dim: Size
+    depth: Size
     mixer: Any
     channel_mixer: Any = field(default_factory=lambda: {"name": "mlp"})
     block: Any = "metaformer"
     norm: Any = "layer_norm"
-    layer_scale: float | None = None
-    res_scale: float | None = None
-    patch_size: int = 16
+    layer_scale: LayerScale | None = None
+    res_scale: Fraction | None = None
+    patch_size: Size = 16
     stem: Any = None
-    position: str = "none"
+    position: Literal["none", "learned"] = "none"
     class_token: bool | Literal["middle"] = False
     average_layers: bool = False
     head: Any = field(default_factory=lambda: {"name": "linear", "norm_first": True})
-    image_size: int | list[int] = 224
-    frames: int | None = None
-    in_chans: int = 3
-    num_classes: int = 1000
-    drop_path: float = 0.0
-    init_std: float | None = 0.02
+    image_size: Size | list[Size] = 224
+    frames: Size | None = None
+    in_chans: Size = 3
+    num_classes: Count = 1000
+    drop_path: Probability = 0.0
+    init_std: InitStd | None = 0.02
 
 
 def resampled(table: Tensor, old: Grid, new: Grid) -> Tensor:
@@ -96,55 +96,32 @@ class Isotropic(VisionBackbone):
 
     config_class = IsotropicConfig
 
-    def __init__(self, config: IsotropicConfig, *, key: str = "model") -> None:
+    def __init__(self, config: IsotropicConfig) -> None:
         super().__init__(config)
         dim, depth = config.dim, config.depth
-        if config.position not in ("none", "learned"):
-            raise ConfigError(f'{key}.position: "{config.position}" is not known. Allowed: learned, none.')
-        size = check_image_size(config.image_size, key=f"{key}.image_size")
+        size = check_image_size(config.image_size, key="image_size")
         patch = {"name": "conv", "kernel_size": config.patch_size, "stride": config.patch_size, "padding": 0}
-        self.stem = STEMS.build(config.stem or patch, config.in_chans, dim, key=f"{key}.stem")
+        self.stem = STEMS.build(config.stem or patch, config.in_chans, dim, key="stem")
         if config.frames is not None and config.class_token:
-            raise ConfigError(f"{key}.frames: clips are grids of tokens; they need class_token=false.")
-        self.grid: Grid = self.grid_of(size, key=f"{key}.image_size")
+            raise OptionError("frames", "clips are grids of tokens; they need class_token=false.")
+        self.grid: Grid = self.grid_of(size, key="image_size")
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.class_token else None
+        drop_paths = drop_path_rates(config.drop_path, depth)
         tokens = math.prod(self.grid) + int(bool(config.class_token))
         self.position = nn.Parameter(torch.zeros(1, tokens, dim)) if config.position == "learned" else None
 
-        pattern = config.mixer if isinstance(config.mixer, (list, tuple)) else [config.mixer]
-        mixers = [pattern[i % len(pattern)] for i in range(depth)]
-        norms = per_stage(config.norm, depth, key=f"{key}.norm")
-        around = per_stage(config.block, depth, key=f"{key}.block")
-        drop_paths = drop_path_rates(config.drop_path, depth)
+        names = ("mixer", "channel_mixer", "block", "norm", "layer_scale", "res_scale")
         mixer_grid = (tokens,) if config.class_token else self.grid
+        what = "sequences; set class_token=false for mixers of images" if config.class_token else "a grid of patches"
         blocks = []
-        for i in range(depth):
-            path = f"{key}.mixer[{i % len(pattern)}]" if len(pattern) > 1 else f"{key}.mixer"
-            name, options = check_mixer(mixers[i], key=path)
-            NORMS.check(norms[i], key=f"{key}.norm")
+        for i, spec in enumerate(stage_specs(config, depth, names, repeated=("mixer",))):
+            _, options = split_spec(spec.mixer, key=spec.paths["mixer"], kind="mixer")
             knows_token = config.class_token and options.get("class_token", False)
             if knows_token and config.class_token == "middle":
-                raise ConfigError(f'{path}.class_token: the mixer "{name}" expects it first; use class_token=true.')
-            grid = self.grid if knows_token else mixer_grid
-            mixer = create_mixer(name, dim, grid=grid, layer_index=i, key=path, **options)
-            if len(mixer_grid) not in mixer.axes:
-                why = "; set class_token=false for mixers of images" if config.class_token else ""
-                raise ConfigError(
-                    f'{path}: the mixer "{name}" takes {mixer.axes} grid axes, not {len(mixer_grid)}{why}.'
-                )
-            blocks.append(
-                BLOCKS.build(
-                    around[i],
-                    dim,
-                    key=f"{key}.block",
-                    mixer=mixer,
-                    norm=norms[i],
-                    channel_mixer=config.channel_mixer,
-                    layer_scale=config.layer_scale,
-                    res_scale=config.res_scale,
-                    drop_path=drop_paths[i],
-                )
-            )
+                where = f"{spec.paths['mixer']}.class_token"
+                raise OptionError(where, "this mixer expects the class token first; use class_token=true.")
+            place = Place(self.grid if knows_token else mixer_grid, len(mixer_grid), what, i, depth)
+            blocks.append(build_block(spec, dim, place, drop_path=drop_paths[i], defaults=defaults_of(IsotropicConfig)))
         # timm takes features after any block of such a model, so each block counts as a stage
         self.stages = nn.ModuleList()
         outputs = 1
@@ -163,7 +140,7 @@ class Isotropic(VisionBackbone):
             pool = "middle_token" if config.class_token == "middle" else "token"
             head = {"pool": pool, **({"name": head} if isinstance(head, str) else head)}
         filled_in: Any = {"dims": [dim], "stride": self.stem.stride, "frames": config.frames}
-        self.head = HEADS.build(head, dim, config.num_classes, key=f"{key}.head", **filled_in)
+        self.head = HEADS.build(head, dim, config.num_classes, key="head", **filled_in)
         self.init_weights()
         if self.position is not None:
             nn.init.trunc_normal_(self.position, std=0.02)

@@ -6,7 +6,7 @@ Axis letters: B batch, N tokens, C channels, V vocabulary, K classes.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,15 +14,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import ConfigError
-from ...mixers import create_mixer, mixer_options
+from ...mixers import mixer_options
 from ...mixers.positions import positions_in_segment, segments
 from ...mixers.registry import check_mixer
 from ...mixers.state import state_bytes
+from ...schema import problem, split_spec
 from ..parts.blocks import init_weights, no_weight_decay
 from ..parts.language_block import LanguageBlock
 from ..parts.language_heads import ClassifierHead, LMHead, MaskedLMHead, ReconstructionHead, last_index
 from ..parts.norms import NORMS
 from .language_config import LanguageConfig, check_config, check_inputs
+from .layers import Place, StageSpec, build_block, stage_specs
 
 
 class LanguageState(NamedTuple):
@@ -30,6 +32,23 @@ class LanguageState(NamedTuple):
 
     layers: tuple[Any, ...]
     length: Tensor
+
+
+def _give_positions(specs: list[StageSpec], position: str) -> None:
+    """Set the option `position` of all mixers that have it, know this kind, and do not set it themselves."""
+    known = False
+    for spec in specs:
+        name, options = check_mixer(spec.mixer, key=spec.paths["mixer"])
+        own = mixer_options(name).get("position")
+        if own is not None and problem(position, own.annotation) is None:
+            known = True
+            if options.get("position") is None:
+                spec.values["mixer"] = {"name": name, **options, "position": position}
+    if not known:
+        names = ", ".join(sorted({split_spec(spec.mixer, kind="mixer")[0] for spec in specs}))
+        warnings.warn(
+            f"model.position: none of the mixers ({names}) takes {position} positions, so there are none.", stacklevel=2
+        )
 
 
 class Language(nn.Module):
@@ -44,9 +63,9 @@ class Language(nn.Module):
 
     config_class = LanguageConfig
 
-    def __init__(self, config: LanguageConfig, *, key: str = "model") -> None:
+    def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
-        check_config(config, key)
+        check_config(config)
         self.config = config
         self.vocab_size, self.num_features, self.num_classes = config.vocab_size, config.dim, config.num_classes
         dim, post = config.dim, config.norm_placement == "post"
@@ -54,10 +73,10 @@ class Language(nn.Module):
         learned = config.position == "learned"
         self.position = nn.Embedding(config.sequence_length or 0, dim) if learned else None
         self.token_type = nn.Embedding(config.type_vocab_size, dim) if config.type_vocab_size else None
-        self.embedding_norm = NORMS.build(config.norm, dim, key=f"{key}.norm") if post else nn.Identity()
+        self.embedding_norm = NORMS.build(config.norm, dim, key="norm") if post else nn.Identity()
         self.projection = nn.Linear(dim, dim) if config.embedding_projection else nn.Identity()
-        self.blocks: Any = nn.ModuleList(self._blocks(config, key))
-        self.norm = nn.Identity() if post else NORMS.build(config.norm, dim, key=f"{key}.norm")
+        self.blocks: Any = nn.ModuleList(self._blocks(config))
+        self.norm = nn.Identity() if post else NORMS.build(config.norm, dim, key="norm")
         self.head = self._head(config)
         init_weights(self, config.init_std)
         for table in (self.embedding, self.position, self.token_type):
@@ -65,56 +84,18 @@ class Language(nn.Module):
                 nn.init.normal_(table.weight, std=self._table_std(config))
 
     @staticmethod
-    def _blocks(config: LanguageConfig, key: str) -> list[LanguageBlock]:
-        pattern = (
-            list(config.mixer)
-            if isinstance(config.mixer, Sequence) and not isinstance(config.mixer, str)
-            else [config.mixer]
-        )
-        if not pattern:
-            raise ConfigError(f"{key}.mixer: the pattern is empty.")
-        relative = config.position in ("rotary", "alibi")
-        checked, positioned = [], False
-        for i, spec in enumerate(pattern):
-            path = f"{key}.mixer[{i}]" if len(pattern) > 1 else f"{key}.mixer"
-            name, options = check_mixer(spec, key=path)
-            known = mixer_options(name)
-            # Command lines give all options of a mixer, those at their defaults too: a default counts as not set.
-            own = known.get("position")
-            if relative and own is not None and config.position in getattr(own.annotation, "__args__", ()):
-                positioned = True
-                if options.get("position", own.default) == own.default:
-                    options = {**options, "position": config.position}
-            checked.append((path, name, options))
-        if relative and not positioned:
-            names = ", ".join(sorted({name for _, name, _ in checked}))
-            warnings.warn(
-                f"{key}.position: none of the mixers ({names}) takes {config.position} positions, so there are none.",
-                stacklevel=2,
-            )
+    def _blocks(config: LanguageConfig) -> list[nn.Module]:
+        names = ("mixer", "channel_mixer", "norm", "layer_scale")
+        specs = stage_specs(config, config.depth, names, repeated=("mixer",))
+        if config.position in ("rotary", "alibi"):
+            _give_positions(specs, config.position)
         grid = None if config.sequence_length is None else (config.sequence_length,)
+        block = partial(LanguageBlock, norm_placement=config.norm_placement, dropout=config.dropout)
         blocks = []
-        for i in range(config.depth):
-            path, name, options = checked[i % len(checked)]
-            if options.get("decay") == "lightning" and options.get("lightning_rate", 8.0) == 8.0:
-                options = {**options, "lightning_rate": 8.0 * (1 - i / config.depth)}
-            mixer = create_mixer(name, config.dim, grid=grid, causal=config.causal, layer_index=i, key=path, **options)
-            if 1 not in mixer.axes:
-                raise ConfigError(f'{path}: the mixer "{name}" takes {mixer.axes} grid axes, not sequences.')
+        for i, spec in enumerate(specs):
+            place = Place(grid, 1, "sequences", i, config.depth, causal=config.causal)
             drop_path = config.drop_path * i / max(1, config.depth - 1)
-            blocks.append(
-                LanguageBlock(
-                    config.dim,
-                    mixer=mixer,
-                    norm=config.norm,
-                    norm_placement=config.norm_placement,
-                    channel_mixer=config.channel_mixer,
-                    dropout=config.dropout,
-                    drop_path=drop_path,
-                    layer_scale=config.layer_scale,
-                    key=key,
-                )
-            )
+            blocks.append(build_block(spec, config.dim, place, drop_path=drop_path, defaults={}, block=block))
         return blocks
 
     @staticmethod

@@ -6,13 +6,14 @@ Axis letters: B batch, N tokens, C channels, V vocabulary, K classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ...errors import ConfigError, unknown
-from ..parts.language_heads import OBJECTIVES, POOLS
+from ...errors import ConfigError, OptionError
+from ...schema import Count, Probability, Size
+from ..parts.blocks import InitStd, LayerScale
 
 
 @dataclass(kw_only=True)
@@ -47,59 +48,41 @@ class LanguageConfig:
             0.02 leaves embeddings and channel mixers far below a mixer that starts at full strength.
     """
 
-    vocab_size: int
-    dim: int
-    depth: int
+    vocab_size: Size
+    dim: Size
+    depth: Size
     mixer: Any
     channel_mixer: Any = None
     norm: Any = "rms_norm"
-    norm_placement: str = "pre"
+    norm_placement: Literal["pre", "post"] = "pre"
     causal: bool = True
-    position: str = "none"
-    sequence_length: int | None = None
-    objective: str = "causal_lm"
+    position: Literal["none", "learned", "rotary", "alibi"] = "none"
+    sequence_length: Size | None = None
+    objective: Literal["causal_lm", "masked_lm", "classify", "reconstruct", "features"] = "causal_lm"
     tie_embeddings: bool = True
-    num_classes: int = 0
-    pool: str = "mean"
+    num_classes: Count = 0
+    pool: Literal["mean", "last", "first"] = "mean"
     head_act: str = "gelu"
-    type_vocab_size: int = 0
+    type_vocab_size: Count = 0
     embedding_projection: bool = False
-    dropout: float = 0.0
-    drop_path: float = 0.0
-    layer_scale: float | None = None
-    init_std: float | None = 0.02
+    dropout: Probability = 0.0
+    drop_path: Probability = 0.0
+    layer_scale: LayerScale | None = None
+    init_std: InitStd | None = 0.02
 
 
-def check_config(config: LanguageConfig, key: str) -> None:
-    """Raise a ConfigError for values out of range and for combinations that make no sense."""
-    for name in ("vocab_size", "dim", "depth", "sequence_length"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"{key}.{name}: {value} is not a positive number.")
-    choices = {
-        "position": ("none", "learned", "rotary", "alibi"),
-        "norm_placement": ("pre", "post"),
-        "objective": OBJECTIVES,
-        "pool": POOLS,
-    }
-    for name, allowed in choices.items():
-        if getattr(config, name) not in allowed:
-            raise unknown(f"{key}.{name}", getattr(config, name), allowed)
+def check_config(config: LanguageConfig) -> None:
+    """Raise an OptionError for combinations that make no sense."""
     if config.objective == "causal_lm" and not config.causal:
-        raise ConfigError(f"{key}.objective: causal_lm needs causal=true; an encoder sees the token it should predict.")
+        raise OptionError("objective", "causal_lm needs causal=true; an encoder sees the token it should predict.")
     if config.objective == "masked_lm" and config.causal:
-        raise ConfigError(f"{key}.objective: masked_lm needs causal=false.")
+        raise OptionError("objective", "masked_lm needs causal=false.")
     if config.objective == "reconstruct" and config.dim % 2:
-        raise ConfigError(f"{key}.dim: {config.dim} is odd; the positions of objective=reconstruct are pairs.")
+        raise OptionError("dim", f"{config.dim} is odd; the positions of objective=reconstruct are pairs.")
     if config.objective == "classify" and config.num_classes < 1:
-        raise ConfigError(f"{key}.num_classes: classify needs at least one class, not {config.num_classes}.")
+        raise OptionError("num_classes", f"classify needs at least one class, not {config.num_classes}.")
     if config.position == "learned" and config.sequence_length is None:
-        raise ConfigError(f"{key}.sequence_length: position=learned needs the length of its table.")
-    for name in ("dropout", "drop_path"):
-        if not 0 <= getattr(config, name) < 1:
-            raise ConfigError(f"{key}.{name}: {getattr(config, name)} is not in [0, 1).")
-    if config.init_std is not None and config.init_std <= 0:
-        raise ConfigError(f"{key}.init_std: {config.init_std} is not positive; null is fan_in ** -0.5.")
+        raise OptionError("sequence_length", "position=learned needs the length of its table.")
 
 
 def check_inputs(input_ids: Any, mask: Tensor | None, document_ids: Tensor | None, vocab_size: int) -> None:

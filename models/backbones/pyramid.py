@@ -5,23 +5,23 @@ Axis letters: B batch, T frames, H height, W width, C channels, K classes.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
-from ...errors import ConfigError
-from ...mixers import Grid, Mixer, create_mixer
-from ...mixers.registry import check_mixer
-from ..parts.blocks import BLOCKS, drop_path_rates, outer_mixers
-from ..parts.channel_mixers import CHANNEL_MIXERS
+from ...errors import OptionError
+from ...mixers import Grid, Mixer
+from ...schema import Count, Fraction, Probability, Size, defaults_of
+from ..parts.blocks import InitStd, LayerScale, drop_path_rates, outer_mixers
 from ..parts.depth_averaging import DepthAverage, layers_of
 from ..parts.heads import HEADS
 from ..parts.mobile_parts import FUSIONS
-from ..parts.norms import NORMS
 from ..parts.stem_variants import SHORTCUTS
 from ..parts.stems import STEMS
-from .vision import VisionBackbone, check_image_size, per_stage
+from .layers import Place, build_block, per_stage, stage_specs
+from .vision import VisionBackbone, check_image_size
 
 
 @dataclass(kw_only=True)
@@ -54,26 +54,26 @@ class PyramidConfig:
         init_std: deviation of the initial weights outside of the mixers; None for `fan_in ** -0.5`, for narrow models.
     """
 
-    dims: list[int]
-    depths: list[int]
+    dims: list[Size]
+    depths: list[Count]
     mixer: Any
     channel_mixer: Any = field(default_factory=lambda: {"name": "mlp"})
     block: Any = "metaformer"
     norm: Any = "layer_norm"
-    layer_scale: float | list[float | None] | None = None
-    res_scale: float | list[float | None] | None = None
+    layer_scale: LayerScale | list[LayerScale | None] | None = None
+    res_scale: Fraction | list[Fraction | None] | None = None
     stem: Any = "conv"
     downsample: Any = None
     shortcut: Any = None
     fusion: Any = None
     average_layers: bool = False
     head: Any = "linear"
-    image_size: int | list[int] = 224
-    frames: int | None = None
-    in_chans: int = 3
-    num_classes: int = 1000
-    drop_path: float = 0.0
-    init_std: float | None = 0.02
+    image_size: Size | list[Size] = 224
+    frames: Size | None = None
+    in_chans: Size = 3
+    num_classes: Count = 1000
+    drop_path: Probability = 0.0
+    init_std: InitStd | None = 0.02
 
 
 class Stage(nn.Module):
@@ -108,71 +108,48 @@ class Pyramid(VisionBackbone):
 
     config_class = PyramidConfig
 
-    def __init__(self, config: PyramidConfig, *, key: str = "model") -> None:
+    def __init__(self, config: PyramidConfig) -> None:
         super().__init__(config)
         stages = len(config.depths)
         if len(config.dims) != stages or stages == 0:
-            raise ConfigError(f"{key}.dims: {len(config.dims)} widths for {stages} stages (depths={config.depths}).")
-        mixers = per_stage(config.mixer, stages, key=f"{key}.mixer")
-        channel_mixers = per_stage(config.channel_mixer, stages, key=f"{key}.channel_mixer")
-        norms = per_stage(config.norm, stages, key=f"{key}.norm")
-        blocks = per_stage(config.block, stages, key=f"{key}.block")
-        layer_scales = per_stage(config.layer_scale, stages, key=f"{key}.layer_scale")
-        res_scales = per_stage(config.res_scale, stages, key=f"{key}.res_scale")
-        rates = iter(drop_path_rates(config.drop_path, sum(config.depths)))
-        fusions = per_stage(config.fusion, stages, key=f"{key}.fusion")
-        downsamples = [None, *per_stage(config.downsample, stages - 1, key=f"{key}.downsample")]
-        size = check_image_size(config.image_size, key=f"{key}.image_size")
+            raise OptionError("dims", f"{len(config.dims)} widths for {stages} stages (depths={config.depths}).")
+        names = ("mixer", "channel_mixer", "block", "norm", "layer_scale", "res_scale", "fusion")
+        layers = sum(config.depths)
+        specs = stage_specs(config, stages, names)
+        downsamples = [None, *per_stage(config.downsample, stages - 1, key="downsample")]
+        rates = iter(drop_path_rates(config.drop_path, layers))
+        size = check_image_size(config.image_size, key="image_size")
 
-        self.stem = STEMS.build(config.stem, config.in_chans, config.dims[0], key=f"{key}.stem")
-        grid: Grid = self.stem.out_size(size, key=f"{key}.image_size")
+        self.stem = STEMS.build(config.stem, config.in_chans, config.dims[0], key="stem")
+        grid: Grid = self.stem.out_size(size, key="image_size")
         self.stages = nn.ModuleList()
         width, layer = config.dims[0], 0
         reduction = self.stem.stride
-        for i, (dim, depth) in enumerate(zip(config.dims, config.depths, strict=True)):
-            path = f"{key}.mixer[{i}]" if isinstance(config.mixer, (list, tuple)) else f"{key}.mixer"
-            name, options = check_mixer(mixers[i], key=path)
-            NORMS.check(norms[i], key=f"{key}.norm")
-            if channel_mixers[i] is not None:
-                CHANNEL_MIXERS.check(channel_mixers[i], key=f"{key}.channel_mixer")
+        for i, (spec, dim, depth) in enumerate(zip(specs, config.dims, config.depths, strict=True)):
             downsample = None
             if downsamples[i] is not None:
-                downsample = STEMS.build(downsamples[i], width, dim, key=f"{key}.downsample")
-                grid = downsample.out_size((grid[0], grid[1]), key=f"{key}.image_size")
+                downsample = STEMS.build(downsamples[i], width, dim, key="downsample")
+                grid = downsample.out_size((grid[0], grid[1]), key="image_size")
                 reduction *= downsample.stride
             elif dim != width:
-                raise ConfigError(f"{key}.downsample: needed, since stage {i} changes the width from {width} to {dim}.")
-            built = []
-            for _ in range(depth):
-                mixer = create_mixer(name, dim, grid=grid, layer_index=layer, key=path, **options)
-                if 2 not in mixer.axes:
-                    raise ConfigError(f'{path}: the mixer "{name}" takes {mixer.axes} grid axes, not an image.')
-                built.append(
-                    BLOCKS.build(
-                        blocks[i],
-                        dim,
-                        key=f"{key}.block",
-                        mixer=mixer,
-                        norm=norms[i],
-                        channel_mixer=channel_mixers[i],
-                        layer_scale=layer_scales[i],
-                        res_scale=res_scales[i],
-                        drop_path=next(rates),
-                    )
-                )
+                raise OptionError("downsample", f"needed, since stage {i} changes the width from {width} to {dim}.")
+            blocks = []
+            for drop_path in itertools.islice(rates, depth):
+                place = Place(grid, 2, "an image", layer, layers)
+                blocks.append(build_block(spec, dim, place, drop_path=drop_path, defaults=defaults_of(PyramidConfig)))
                 layer += 1
             fusion = None
-            if fusions[i] is not None:
-                fusion = FUSIONS.build(fusions[i], dim, key=f"{key}.fusion")
-            average = DepthAverage(len(layers_of(built))) if config.average_layers else None
-            self.stages.append(Stage(downsample, built, fusion, average))
+            if spec.fusion is not None:
+                fusion = FUSIONS.build(spec.fusion, dim, key=spec.paths["fusion"])
+            average = DepthAverage(len(layers_of(blocks))) if config.average_layers else None
+            self.stages.append(Stage(downsample, blocks, fusion, average))
             self.feature_info.append({"num_chs": dim, "reduction": reduction, "module": f"stages.{i}"})
             width = dim
         self.shortcut = None
         if config.shortcut is not None:
-            self.shortcut = SHORTCUTS.build(config.shortcut, list(config.dims), key=f"{key}.shortcut")
+            self.shortcut = SHORTCUTS.build(config.shortcut, list(config.dims), key="shortcut")
         filled_in: Any = {"dims": list(config.dims), "stride": self.stem.stride, "frames": config.frames}
-        self.head = HEADS.build(config.head, width, config.num_classes, key=f"{key}.head", **filled_in)
+        self.head = HEADS.build(config.head, width, config.num_classes, key="head", **filled_in)
         self.num_features, self.head_hidden_size = width, self.head.dim
         self.init_weights()
 

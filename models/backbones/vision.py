@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ...errors import ConfigError
+from ...errors import ConfigError, OptionError, under
 from ...mixers import Grid, Mixer
 from ..parts.blocks import init_weights, no_weight_decay
 from ..parts.depth_averaging import layers_of
@@ -27,17 +27,8 @@ def check_image_size(size: Any, *, key: str) -> tuple[int, int]:
     """
     pair = (size, size) if isinstance(size, int) else tuple(size)
     if len(pair) != 2 or not all(isinstance(s, int) and s > 0 for s in pair):
-        raise ConfigError(f"{key}: {size!r} is not a size; give one positive number or [height, width].")
+        raise OptionError(key, f"{size!r} is not a size; give one positive number or [height, width].")
     return pair
-
-
-def per_stage(value: Any, stages: int, *, key: str) -> list[Any]:
-    """One value for all stages, or a list with a value for each."""
-    if not isinstance(value, (list, tuple)):
-        return [value] * stages
-    if len(value) != stages:
-        raise ConfigError(f"{key}: {len(value)} entries for {stages} stages.")
-    return list(value)
 
 
 def taken_stages(stages: int, indices: int | Sequence[int] | None) -> tuple[list[int], int]:
@@ -74,8 +65,6 @@ class VisionBackbone(nn.Module):
 
     def __init__(self, config: Any) -> None:
         super().__init__()
-        if config.frames is not None and config.frames < 1:
-            raise ConfigError(f"model.frames: {config.frames} is not a number of frames.")
         self.config = config
         self.num_classes: int = config.num_classes
         self.in_chans: int = config.in_chans
@@ -234,7 +223,8 @@ class VisionBackbone(nn.Module):
         self.num_classes = num_classes
         like = next(self.parameters())
         if global_pool is not None:
-            self.head.set_pool(global_pool)
+            with under("head"):
+                self.head.set_pool(global_pool)
         if reset_other:
             self.head.norm = None
         self.head.reset(num_classes)

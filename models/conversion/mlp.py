@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...schema import split_spec
-from ..backbones.vision import per_stage
+from ..backbones.layers import per_stage
 from .layouts import StateDict
 from .rules import (
     HEAD,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...mixers.registry import mixer_class
 from ...schema import split_spec
-from ..backbones.vision import per_stage
+from ..backbones.layers import per_stage
 from .layouts import Layout, StateDict, register_layout
 
 Rules = Iterable[tuple[str, str]]

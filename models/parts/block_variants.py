@@ -11,48 +11,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...errors import ConfigError
-from ...mixers import Mixer
-from .blocks import BLOCKS, DropPath, scaled_sum
+from ...errors import OptionError
+from ...schema import Epsilon, OddSize, Positive
+from .blocks import BLOCKS, Block, DropPath, Make, scaled_sum
 from .channel_mixers import CHANNEL_MIXERS
-from .norms import NORMS
-
-
-def _scale(value: float | None, dim: int) -> nn.Parameter | None:
-    return None if value is None else nn.Parameter(torch.full((dim,), float(value)))
 
 
 @BLOCKS.register("serial")
-class SerialBlock(nn.Module):
-    """`x <- r x + l mlp(norm(mix(x)))`: one residual around both mixers. MS-MLP (2022), arXiv:2202.06510.
+class SerialBlock(Block):
+    """`x <- r x + l mlp(norm(mix(x)))`: one residual around both mixers. MS-MLP (2022), arXiv:2202.06510."""
 
-    Args:
-        dim, mixer, norm, channel_mixer, layer_scale, res_scale, drop_path, key: as of `MetaFormerBlock`.
+    needs_channel_mixer = True
 
-    Raises:
-        ConfigError: no channel mixer.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        *,
-        mixer: Mixer,
-        norm: Any = "layer_norm",
-        channel_mixer: Any = "mlp",
-        layer_scale: float | None = None,
-        res_scale: float | None = None,
-        drop_path: float = 0.0,
-        key: str = "block",
-    ) -> None:
-        super().__init__()
-        if channel_mixer is None:
-            raise ConfigError(f'{key}: the block "serial" needs a channel mixer.')
-        self.mixer = mixer
-        self.norm = NORMS.build(norm, dim, key=f"{key}.norm")
-        self.channel_mixer = CHANNEL_MIXERS.build(channel_mixer, dim, key=f"{key}.channel_mixer")
-        self.layer_scale, self.res_scale = _scale(layer_scale, dim), _scale(res_scale, dim)
-        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+    def arrange(self, make: Make) -> None:
+        self.mixer = make.mixer
+        self.norm = make.norm()
+        self.channel_mixer: Any = make.channel_mixer()
+        self.layer_scale, self.res_scale = make.layer_scale(), make.res_scale()
+        self.drop_path = make.drop_path()
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
         packed = {} if document_ids is None else {"document_ids": document_ids}
@@ -61,44 +37,30 @@ class SerialBlock(nn.Module):
 
 
 @BLOCKS.register("self_residual")
-class SelfResidualBlock(nn.Module):
+class SelfResidualBlock(Block):
     """`x <- mix(x); x <- r x + l mlp(norm(x))`, for mixers with norms and residuals of their own, such as `raft`.
 
-    A sample that skips the token half in training keeps its input. RaftMLP (2021), arXiv:2108.04384.
-
-    Args:
-        dim, mixer, norm, channel_mixer, layer_scale, res_scale, drop_path, key: as of `MetaFormerBlock`; the scales
-            belong to the channel half.
+    A sample that skips the token half in training keeps its input; the scales belong to the channel half. RaftMLP
+    (2021), arXiv:2108.04384.
 
     Raises:
-        ConfigError: a mixer that does not carry its residual (an attribute `residual` that is true).
+        OptionError: a mixer that does not carry its residual (an attribute `residual` that is true).
     """
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        mixer: Mixer,
-        norm: Any = "layer_norm",
-        channel_mixer: Any = "mlp",
-        layer_scale: float | None = None,
-        res_scale: float | None = None,
-        drop_path: float = 0.0,
-        key: str = "block",
-    ) -> None:
-        super().__init__()
-        if not getattr(mixer, "residual", False):
-            raise ConfigError(
-                f'{key}: the block "self_residual" has no residual around the mixer "{mixer.name}", which has none of '
-                'its own either; use block="metaformer", or a mixer such as {name: raft, residual: true}.'
+    def arrange(self, make: Make) -> None:
+        if not getattr(make.mixer, "residual", False):
+            raise OptionError(
+                "",
+                f'the block "self_residual" has no residual around the mixer "{make.mixer.name}", which has none of '
+                'its own either; use block="metaformer", or a mixer such as {name: raft, residual: true}.',
             )
-        self.mixer = mixer
-        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.channel_mixer = None
+        self.mixer = make.mixer
+        self.drop_path = make.drop_path()
+        channel_mixer = make.channel_mixer()
         if channel_mixer is not None:
-            self.norm2 = NORMS.build(norm, dim, key=f"{key}.norm")
-            self.channel_mixer = CHANNEL_MIXERS.build(channel_mixer, dim, key=f"{key}.channel_mixer")
-            self.layer_scale2, self.res_scale2 = _scale(layer_scale, dim), _scale(res_scale, dim)
+            self.norm2 = make.norm()
+            self.layer_scale2, self.res_scale2 = make.layer_scale(), make.res_scale()
+        self.channel_mixer = channel_mixer
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
         packed = {} if document_ids is None else {"document_ids": document_ids}
@@ -143,10 +105,8 @@ class ConvMlp(nn.Module):
         eps: of the layer norm.
     """
 
-    def __init__(self, dim: int, *, ratio: float = 3.0, kernel_size: int = 7, eps: float = 1e-5) -> None:
+    def __init__(self, dim: int, *, ratio: Positive = 3.0, kernel_size: OddSize = 7, eps: Epsilon = 1e-5) -> None:
         super().__init__()
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ConfigError(f"channel_mixer.kernel_size: {kernel_size} must be odd and positive.")
         self.conv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, bias=False)
         self.norm = nn.LayerNorm(dim, eps=eps)
         self.fc1 = nn.Linear(dim, int(ratio * dim))

@@ -6,20 +6,22 @@ Axis letters: B batch, C channels; `*grid` is (N,), (H, W) or (T, H, W).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Annotated, Any, ClassVar, NamedTuple, Required, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from ...errors import ConfigError
+from ...errors import OptionError
 from ...mixers import Mixer
-from ...schema import Parts
+from ...schema import Between, Fraction, Parts, Probability
 from .channel_mixers import CHANNEL_MIXERS
 from .norms import NORMS
 
-BLOCKS = Parts(
-    "block", __name__, reserved=("norm", "mixer", "channel_mixer", "layer_scale", "res_scale", "drop_path", "key")
-)
+LayerScale = Annotated[float, Between(0, 100)]
+InitStd = Annotated[float, Between(0, 10, above=True)]
+
+BLOCKS = Parts("block", __name__, reserved=("norm", "mixer", "channel_mixer", "layer_scale", "res_scale", "drop_path"))
 
 
 class DropPath(nn.Module):
@@ -61,22 +63,53 @@ def scaled_sum(x: Tensor, branch: Tensor, res_scale: Tensor | None, layer_scale:
     return x + branch if res_scale is None else torch.addcmul(branch, x, res_scale)
 
 
-@BLOCKS.register("metaformer")
-class MetaFormerBlock(nn.Module):
-    """`x <- r1 x + l1 mix(norm1(x)); x <- r2 x + l2 mlp(norm2(x))`, on `(B, *grid, C)`.
+class BlockOptions(TypedDict, total=False):
+    """What every block takes; see `Block`."""
+
+    mixer: Required[Mixer]
+    norm: Any
+    channel_mixer: Any
+    layer_scale: LayerScale | None
+    res_scale: Fraction | None
+    drop_path: Probability
+
+
+class Make(NamedTuple):
+    """What a block is put together from; each call makes a new norm, channel mixer or scale, or None for no such."""
+
+    mixer: Mixer
+    norm: Callable[[], nn.Module]
+    channel_mixer: Callable[[], nn.Module | None]
+    layer_scale: Callable[[], nn.Parameter | None]
+    res_scale: Callable[[], nn.Parameter | None]
+    drop_path: Callable[[], nn.Module]
+
+
+def _scale(value: float | None, dim: int) -> nn.Parameter | None:
+    return None if value is None else nn.Parameter(torch.full((dim,), float(value)))
+
+
+def _channel_mixer(spec: Any, dim: int) -> nn.Module | None:
+    return None if spec is None else CHANNEL_MIXERS.build(spec, dim, key="channel_mixer")
+
+
+class Block(nn.Module):
+    """Base of the blocks: a token mixer, and what stands around it. A subclass gives `arrange` and `forward`.
 
     Args:
         dim: channels C.
         mixer: the token mixer, built.
         norm: norm by name or mapping.
-        channel_mixer: channel mixer by name or mapping; None leaves the second half out.
-        layer_scale: initial value of the learnable scale l of each branch, None for no scale.
-        res_scale: initial value of the learnable scale r of each identity path, None for no scale.
+        channel_mixer: channel mixer by name or mapping; None leaves it out.
+        layer_scale: initial value of the learnable scale of each branch, None for no scale.
+        res_scale: initial value of the learnable scale of each identity path, None for no scale.
         drop_path: probability that a sample skips a branch in training.
-        key: path of the configuration, for messages.
-        channel_norm: norm of the second half, where it is not `norm`.
-        shared_norm: one norm, with the same weights, for both halves.
+
+    Raises:
+        OptionError: no channel mixer in a block with `needs_channel_mixer`.
     """
+
+    needs_channel_mixer: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -85,30 +118,65 @@ class MetaFormerBlock(nn.Module):
         mixer: Mixer,
         norm: Any = "layer_norm",
         channel_mixer: Any = "mlp",
-        layer_scale: float | None = None,
-        res_scale: float | None = None,
-        drop_path: float = 0.0,
-        key: str = "block",
-        channel_norm: Any = None,
-        shared_norm: bool = False,
+        layer_scale: LayerScale | None = None,
+        res_scale: Fraction | None = None,
+        drop_path: Probability = 0.0,
     ) -> None:
         super().__init__()
+        if channel_mixer is None and self.needs_channel_mixer:
+            raise OptionError("channel_mixer", "this block needs a channel mixer.")
+        self.dim = dim
+        self.arrange(
+            Make(
+                mixer,
+                partial(NORMS.build, norm, dim, key="norm"),
+                partial(_channel_mixer, channel_mixer, dim),
+                partial(_scale, layer_scale, dim),
+                partial(_scale, res_scale, dim),
+                partial(DropPath, drop_path) if drop_path > 0 else nn.Identity,
+            )
+        )
+
+    def arrange(self, make: Make) -> None:
+        """Set the modules and scales, in the order in which weights are drawn."""
+        raise NotImplementedError
+
+
+@BLOCKS.register("metaformer")
+class MetaFormerBlock(Block):
+    """`x <- r1 x + l1 mix(norm1(x)); x <- r2 x + l2 mlp(norm2(x))`, on `(B, *grid, C)`.
+
+    Args:
+        dim, common: see `Block`.
+        channel_norm: norm of the second half, where it is not `norm`.
+        shared_norm: one norm, with the same weights, for both halves.
+    """
+
+    def __init__(
+        self, dim: int, *, channel_norm: Any = None, shared_norm: bool = False, **common: Unpack[BlockOptions]
+    ) -> None:
         if shared_norm and channel_norm is not None:
-            raise ConfigError(f"{key}.channel_norm: it cannot be given with shared_norm.")
+            raise OptionError("channel_norm", "it cannot be given with shared_norm.")
+        self.channel_norm, self.shared_norm = channel_norm, shared_norm
+        super().__init__(dim, **common)
 
-        def scale(value: float | None) -> nn.Parameter | None:
-            return None if value is None else nn.Parameter(torch.full((dim,), float(value)))
-
-        self.norm1 = NORMS.build(norm, dim, key=f"{key}.norm")
-        self.mixer = mixer
-        self.layer_scale1, self.res_scale1 = scale(layer_scale), scale(res_scale)
-        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.channel_mixer = None
-        if channel_mixer is not None:
-            other = norm if channel_norm is None else channel_norm
-            self.norm2 = None if shared_norm else NORMS.build(other, dim, key=f"{key}.norm")
-            self.channel_mixer = CHANNEL_MIXERS.build(channel_mixer, dim, key=f"{key}.channel_mixer")
-            self.layer_scale2, self.res_scale2 = scale(layer_scale), scale(res_scale)
+    def arrange(self, make: Make) -> None:
+        self.norm1 = make.norm()
+        self.mixer = make.mixer
+        self.layer_scale1, self.res_scale1 = make.layer_scale(), make.res_scale()
+        self.drop_path = make.drop_path()
+        channel_mixer = make.channel_mixer()
+        if channel_mixer is None:
+            self.channel_mixer = None
+            return
+        if self.shared_norm:
+            self.norm2 = None
+        elif self.channel_norm is None:
+            self.norm2 = make.norm()
+        else:
+            self.norm2 = NORMS.build(self.channel_norm, self.dim, key="channel_norm")
+        self.channel_mixer = channel_mixer
+        self.layer_scale2, self.res_scale2 = make.layer_scale(), make.res_scale()
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
         x = self.token_half(x, mask=mask, document_ids=document_ids)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.cpu.pointwise import linear, mlp
-from ...schema import Parts
+from ...schema import Parts, Positive, Probability, Size
 from .norms import ACTIVATIONS, StarReLU, star_mlp
 
 CHANNEL_MIXERS = Parts("channel mixer", __name__)
@@ -38,16 +38,16 @@ class Mlp(nn.Module):
         self,
         dim: int,
         *,
-        ratio: float = 4.0,
-        hidden: int | None = None,
+        ratio: Positive = 4.0,
+        hidden: Size | None = None,
         act: str = "gelu",
         bias: bool = True,
-        dropout: float = 0.0,
+        dropout: Probability = 0.0,
     ) -> None:
         super().__init__()
         width = hidden_width(dim, ratio, hidden)
         self.fc1 = nn.Linear(dim, width, bias=bias)
-        self.act = ACTIVATIONS.build(act, key="channel_mixer.act")
+        self.act = ACTIVATIONS.build(act, key="act")
         self.fc2 = nn.Linear(width, dim, bias=bias)
         self.dropout = dropout
 
@@ -82,16 +82,16 @@ class GatedMlp(nn.Module):
         self,
         dim: int,
         *,
-        ratio: float = 8 / 3,
-        hidden: int | None = None,
-        multiple_of: int = 8,
+        ratio: Positive = 8 / 3,
+        hidden: Size | None = None,
+        multiple_of: Size = 8,
         act: str = "silu",
         bias: bool = False,
     ) -> None:
         super().__init__()
         width = hidden_width(dim, ratio, hidden, multiple_of)
         self.fc1 = nn.Linear(dim, 2 * width, bias=bias)
-        self.act = ACTIVATIONS.build(act, key="channel_mixer.act")
+        self.act = ACTIVATIONS.build(act, key="act")
         self.fc2 = nn.Linear(width, dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:

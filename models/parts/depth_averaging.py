@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ...errors import ConfigError
+from ...errors import OptionError
 from ...mixers import create_mixer
+from ...schema import Size
 from .channel_mixers import CHANNEL_MIXERS
 
 
@@ -37,10 +38,10 @@ class SelectiveChannelMixer(nn.Module):
         ConfigError: a width that does not divide the channels.
     """
 
-    def __init__(self, dim: int, *, width: int = 16, d_state: int = 16, d_conv: int = 4, expand: int = 2) -> None:
+    def __init__(self, dim: int, *, width: Size = 16, d_state: Size = 16, d_conv: Size = 4, expand: Size = 2) -> None:
         super().__init__()
-        if width < 1 or dim % width:
-            raise ConfigError(f"channel_mixer.width: {width} does not divide the {dim} channels.")
+        if dim % width:
+            raise OptionError("width", f"{width} does not divide the {dim} channels.")
         self.width = width
         self.mixer = create_mixer(
             "mamba",
@@ -51,7 +52,7 @@ class SelectiveChannelMixer(nn.Module):
             d_state=d_state,
             d_conv=d_conv,
             expand=expand,
-            key="channel_mixer",
+            key="",
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -11,12 +11,12 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...errors import ConfigError, unknown
-from ...schema import Parts
+from ...errors import ConfigError, OptionError, unknown
+from ...schema import Epsilon, Parts, Positive, Probability, Size
 from .norms import ACTIVATIONS, NORMS
 from .stems import ConvStem
 
-HEADS = Parts("head", __name__, reserved=("dims", "stride", "frames"))
+HEADS = Parts("head", __name__, context=("dims", "stride", "frames"))
 POOLS = ("avg", "max", "token", "middle_token", "")
 
 
@@ -34,11 +34,11 @@ class Head(nn.Module):
     """
 
     def __init__(
-        self, dim: int, num_classes: int, *, norm: Any, norm_first: bool, pool: str | None, dropout: float
+        self, dim: int, num_classes: int, *, norm: Any, norm_first: bool, pool: str | None, dropout: Probability
     ) -> None:
         super().__init__()
         self.dim = dim
-        self.norm = None if norm is None else NORMS.build(norm, dim, key="head.norm")
+        self.norm = None if norm is None else NORMS.build(norm, dim, key="norm")
         self.norm_first = norm_first
         self.dropout = dropout
         self.set_pool("avg" if pool is None else pool)
@@ -47,7 +47,7 @@ class Head(nn.Module):
     def set_pool(self, pool: str) -> None:
         """Change the pooling."""
         if pool not in POOLS:
-            raise unknown("head.pool", pool, POOLS)
+            raise unknown("pool", pool, POOLS)
         self.pool = pool
 
     def reset(self, num_classes: int) -> None:
@@ -90,7 +90,7 @@ class LinearHead(Head):
         norm: Any = "layer_norm",
         norm_first: bool = False,
         pool: str | None = None,
-        dropout: float = 0.0,
+        dropout: Probability = 0.0,
     ) -> None:
         super().__init__(dim, num_classes, norm=norm, norm_first=norm_first, pool=pool, dropout=dropout)
 
@@ -116,12 +116,12 @@ class MlpHead(Head):
         dim: int,
         num_classes: int,
         *,
-        ratio: float = 4.0,
-        eps: float = 1e-5,
+        ratio: Positive = 4.0,
+        eps: Epsilon = 1e-5,
         norm: Any = "layer_norm",
         norm_first: bool = False,
         pool: str | None = None,
-        dropout: float = 0.0,
+        dropout: Probability = 0.0,
     ) -> None:
         self.hidden, self.eps = int(ratio * dim), eps
         super().__init__(dim, num_classes, norm=norm, norm_first=norm_first, pool=pool, dropout=dropout)
@@ -129,7 +129,7 @@ class MlpHead(Head):
     def reset(self, num_classes: int) -> None:
         if num_classes > 0:
             self.fc1 = nn.Linear(self.dim, self.hidden)
-            self.act = ACTIVATIONS.build("squared_relu", key="head.act")
+            self.act = ACTIVATIONS.build("squared_relu", key="act")
             self.fc_norm = nn.LayerNorm(self.hidden, eps=self.eps)
             self.fc = nn.Linear(self.hidden, num_classes)
         else:
@@ -172,15 +172,13 @@ class UpsampleHead(Head):
         dims: Sequence[int],
         stride: int,
         frames: int | None,
-        width: int = 32,
+        width: Size = 32,
         join: Literal["concat", "difference"] = "concat",
         norm: Any = "layer_norm",
-        dropout: float = 0.0,
+        dropout: Probability = 0.0,
     ) -> None:
-        if width < 1:
-            raise ConfigError(f"head.width: {width} is not positive.")
         if join == "difference" and (frames or 1) < 2:
-            raise ConfigError("head.join: differences need a clip of at least two frames.")
+            raise OptionError("join", "differences need a clip of at least two frames.")
         self.maps, self.join, self.width, self.stride = len(dims), join, width, stride
         super().__init__(dim, num_classes, norm=None, norm_first=False, pool="", dropout=dropout)
         times = (frames or 1) - (join == "difference")
@@ -195,7 +193,7 @@ class UpsampleHead(Head):
 
     def set_pool(self, pool: str) -> None:
         if pool:
-            raise ConfigError(f'head.pool: "{pool}" is impossible, the head "upsample" keeps the grid.')
+            raise OptionError("pool", f'"{pool}" is impossible, the head "upsample" keeps the grid.')
         self.pool = pool
 
     def reset(self, num_classes: int) -> None:

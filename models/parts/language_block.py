@@ -5,46 +5,33 @@ Axis letters: B batch, N tokens, C channels.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, Unpack
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...mixers import Mixer
-from .blocks import MetaFormerBlock, scaled_sum
+from ...schema import Probability
+from .blocks import BlockOptions, MetaFormerBlock, scaled_sum
 
 
 class LanguageBlock(MetaFormerBlock):
     """`x <- x + mix(norm1(x)); x <- x + mlp(norm2(x))` ("pre"), or `norm1(x + mix(x))` and so on ("post", as in BERT).
 
     Args:
-        dim: channels C.
-        mixer: the token mixer, built.
-        norm: norm by name or mapping.
+        dim, common: see `Block`.
         norm_placement: "pre" or "post".
-        channel_mixer: channel mixer by name or mapping; None leaves the second half out, as in Mamba.
         dropout: probability after each branch.
-        drop_path: probability that a sample skips a branch in training.
-        layer_scale: initial value of the learnable scale of each branch, None for no scale.
     """
 
     def __init__(
         self,
         dim: int,
         *,
-        mixer: Mixer,
-        norm: Any = "rms_norm",
-        norm_placement: str = "pre",
-        channel_mixer: Any = "gated_mlp",
-        dropout: float = 0.0,
-        drop_path: float = 0.0,
-        layer_scale: float | None = None,
-        key: str = "block",
+        norm_placement: Literal["pre", "post"] = "pre",
+        dropout: Probability = 0.0,
+        **common: Unpack[BlockOptions],
     ) -> None:
-        super().__init__(
-            dim, mixer=mixer, norm=norm, channel_mixer=channel_mixer, layer_scale=layer_scale, drop_path=drop_path,
-            key=key,
-        )  # fmt: skip
+        super().__init__(dim, **common)
         self.post = norm_placement == "post"
         self.dropout = dropout
 

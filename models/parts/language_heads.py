@@ -13,9 +13,6 @@ from torch.nn import functional as F
 
 from .norms import ACTIVATIONS, NORMS
 
-OBJECTIVES = ("causal_lm", "masked_lm", "classify", "reconstruct", "features")
-POOLS = ("mean", "last", "first")
-
 
 class LMHead(nn.Module):
     """Logits over the vocabulary, (..., C) -> (..., V).
@@ -43,8 +40,8 @@ class MaskedLMHead(LMHead):
     def __init__(self, dim: int, vocab_size: int, *, tied: bool, norm: Any, act: str, init_std: float = 0.02) -> None:
         super().__init__(dim, vocab_size, tied=tied, init_std=init_std)
         self.dense = nn.Linear(dim, dim)
-        self.act = ACTIVATIONS.build(act, key="head.act")
-        self.norm = NORMS.build(norm, dim, key="head.norm")
+        self.act = ACTIVATIONS.build(act, key="head_act")
+        self.norm = NORMS.build(norm, dim, key="norm")
         self.bias = nn.Parameter(torch.zeros(vocab_size))
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:

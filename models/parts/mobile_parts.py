@@ -7,15 +7,14 @@ Axis letters: B batch, H height, W width, C channels, E hidden channels.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from ...errors import ConfigError
-from ...mixers import Mixer
-from ...schema import Parts
-from .blocks import BLOCKS, DropPath, scaled_sum
+from ...errors import OptionError
+from ...schema import Epsilon, Parts, Positive, Probability, Size
+from .blocks import BLOCKS, Block, BlockOptions, Make, scaled_sum
 from .channel_mixers import CHANNEL_MIXERS
 from .heads import HEADS, LinearHead
 from .norms import ACTIVATIONS, NORMS
@@ -37,7 +36,7 @@ class StdLayerNorm(nn.Module):
     The norm "layer_norm" of Apple's CVNets and of AFFNet's code on maps.
     """
 
-    def __init__(self, dim: int, *, eps: float = 1e-5) -> None:
+    def __init__(self, dim: int, *, eps: Epsilon = 1e-5) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))
@@ -68,7 +67,7 @@ class ConvNorm(nn.Module):
         stride: int = 1,
         groups: int = 1,
         act: str | None = "silu",
-        norm_eps: float = 1e-5,
+        norm_eps: Epsilon = 1e-5,
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_dim, dim, kernel_size, stride, kernel_size // 2, groups=groups, bias=False)
@@ -94,7 +93,7 @@ class InvertedResidual(nn.Module):
     """
 
     def __init__(
-        self, dim: int, *, ratio: float = 2.0, act: str = "silu", out_dim: int | None = None, stride: int = 1
+        self, dim: int, *, ratio: Positive = 2.0, act: str = "silu", out_dim: Size | None = None, stride: Size = 1
     ) -> None:
         super().__init__()
         out = dim if out_dim is None else out_dim
@@ -115,7 +114,7 @@ def half(size: tuple[int, int], *, key: str) -> tuple[int, int]:
     """The grid after a 3x3 convolution of stride 2, padded by 1."""
     out = conv_size(size[0], 3, 2, 1), conv_size(size[1], 3, 2, 1)
     if min(out) < 1:
-        raise ConfigError(f"{key}: {size[0]}x{size[1]} is too small for a convolution of stride 2.")
+        raise OptionError(key, f"{size[0]}x{size[1]} is too small for a convolution of stride 2.")
     return out
 
 
@@ -129,7 +128,7 @@ class InvertedResidualStem(InvertedResidual):
         act: activation by name.
     """
 
-    def __init__(self, in_dim: int, dim: int, *, ratio: float = 4.0, act: str = "silu") -> None:
+    def __init__(self, in_dim: int, dim: int, *, ratio: Positive = 4.0, act: str = "silu") -> None:
         super().__init__(in_dim, ratio=ratio, act=act, out_dim=dim, stride=2)
 
     def out_size(self, size: tuple[int, int], *, key: str = "image_size") -> tuple[int, int]:
@@ -156,9 +155,9 @@ class MobileStem(nn.Module):
         in_dim: int,
         dim: int,
         *,
-        widths: tuple[int, int] = (16, 32),
-        depth: int = 3,
-        ratio: float = 4.0,
+        widths: tuple[Size, Size] = (16, 32),
+        depth: Size = 3,
+        ratio: Positive = 4.0,
         act: str = "silu",
     ) -> None:
         super().__init__()
@@ -180,44 +179,27 @@ class MobileStem(nn.Module):
 
 
 @BLOCKS.register("channels_first")
-class ChannelsFirstBlock(nn.Module):
+class ChannelsFirstBlock(Block):
     """The channel mixer before the token mixer: `x <- r x + l mix(norm2(mlp(norm1(x))))`, the block of AFFNet.
 
     Args:
-        dim, mixer, norm, channel_mixer, layer_scale, res_scale, drop_path, key: as of `MetaFormerBlock`.
+        dim, common: see `Block`.
         double_skip: a residual around each half in place of one around both.
-
-    Raises:
-        ConfigError: no channel mixer.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        mixer: Mixer,
-        norm: Any = "group_norm",
-        channel_mixer: Any = "inverted_residual",
-        layer_scale: float | None = None,
-        res_scale: float | None = None,
-        drop_path: float = 0.0,
-        key: str = "block",
-        double_skip: bool = False,
-    ) -> None:
-        super().__init__()
-        if channel_mixer is None:
-            raise ConfigError(f'{key}: the block "channels_first" needs a channel mixer.')
+    needs_channel_mixer = True
 
-        def scale(value: float | None) -> nn.Parameter | None:
-            return None if value is None else nn.Parameter(torch.full((dim,), float(value)))
-
-        self.norm1 = NORMS.build(norm, dim, key=f"{key}.norm")
-        self.channel_mixer = CHANNEL_MIXERS.build(channel_mixer, dim, key=f"{key}.channel_mixer")
-        self.norm2 = NORMS.build(norm, dim, key=f"{key}.norm")
-        self.mixer = mixer
-        self.layer_scale, self.res_scale = scale(layer_scale), scale(res_scale)
-        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+    def __init__(self, dim: int, *, double_skip: bool = False, **common: Unpack[BlockOptions]) -> None:
+        super().__init__(dim, **common)
         self.double_skip = double_skip
+
+    def arrange(self, make: Make) -> None:
+        self.norm1 = make.norm()
+        self.channel_mixer: Any = make.channel_mixer()
+        self.norm2 = make.norm()
+        self.mixer = make.mixer
+        self.layer_scale, self.res_scale = make.layer_scale(), make.res_scale()
+        self.drop_path = make.drop_path()
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
         packed = {} if document_ids is None else {"document_ids": document_ids}
@@ -243,7 +225,7 @@ class ConvFusion(nn.Module):
 
     def __init__(self, dim: int, *, norm: Any = "group_norm", act: str = "silu", joint: bool = True) -> None:
         super().__init__()
-        self.norm = NORMS.build(norm, dim, key="fusion.norm")
+        self.norm = NORMS.build(norm, dim, key="norm")
         self.project = ConvNorm(dim, dim, act=None)
         self.joint = ConvNorm(2 * dim, dim, act=act) if joint else None
 
@@ -269,13 +251,13 @@ class ConvHead(LinearHead):
         dim: int,
         num_classes: int,
         *,
-        ratio: float = 4.0,
-        limit: int = 960,
+        ratio: Positive = 4.0,
+        limit: Size = 960,
         act: str = "silu",
         norm: Any = None,
         norm_first: bool = False,
         pool: str | None = None,
-        dropout: float = 0.0,
+        dropout: Probability = 0.0,
     ) -> None:
         width = min(int(ratio * dim), limit)
         super().__init__(width, num_classes, norm=norm, norm_first=norm_first, pool=pool, dropout=dropout)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.cpu.pointwise import mlp
-from ...schema import Parts
+from ...schema import Epsilon, Fraction, Parts
 
 NORMS = Parts("norm", __name__)
 ACTIVATIONS = Parts("activation", __name__)
@@ -22,7 +22,7 @@ ACTIVATIONS = Parts("activation", __name__)
 class LayerNorm(nn.LayerNorm):
     """Layer norm over the channels of each token, `(B, *grid, C)`. Ba et al. (2016), arXiv:1607.06450."""
 
-    def __init__(self, dim: int, *, eps: float = 1e-6, bias: bool = True) -> None:
+    def __init__(self, dim: int, *, eps: Epsilon = 1e-6, bias: bool = True) -> None:
         super().__init__(dim, eps=eps, bias=bias)
 
 
@@ -34,7 +34,7 @@ class GroupNorm(nn.Module):
     nor padded batches.
     """
 
-    def __init__(self, dim: int, *, eps: float = 1e-5, bias: bool = True) -> None:
+    def __init__(self, dim: int, *, eps: Epsilon = 1e-5, bias: bool = True) -> None:
         super().__init__()
         self.dim, self.eps = dim, eps
         self.weight = nn.Parameter(torch.ones(dim))
@@ -51,7 +51,7 @@ class GroupNorm(nn.Module):
 class RMSNorm(nn.RMSNorm):
     """Root-mean-square norm over channels, without centring. Zhang and Sennrich (2019), arXiv:1910.07467."""
 
-    def __init__(self, dim: int, *, eps: float = 1e-6) -> None:
+    def __init__(self, dim: int, *, eps: Epsilon = 1e-6) -> None:
         super().__init__(dim, eps=eps)
 
 
@@ -59,7 +59,7 @@ class RMSNorm(nn.RMSNorm):
 class BatchNorm(nn.Module):
     """Batch norm per channel over batch and grid. Ioffe and Szegedy (2015), arXiv:1502.03167."""
 
-    def __init__(self, dim: int, *, eps: float = 1e-5, momentum: float = 0.1) -> None:
+    def __init__(self, dim: int, *, eps: Epsilon = 1e-5, momentum: Fraction = 0.1) -> None:
         super().__init__()
         self.norm = nn.BatchNorm1d(dim, eps=eps, momentum=momentum)
 

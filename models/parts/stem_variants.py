@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...errors import ConfigError
-from ...schema import Parts
+from ...errors import OptionError
+from ...schema import OddSize, Parts, Positive, Size
 from .norms import ACTIVATIONS
 from .stems import STEMS, ConvStem
 
@@ -47,24 +47,22 @@ class ConvStack(nn.Module):
         in_dim: int,
         dim: int,
         *,
-        ratios: Sequence[float] = (0.5, 1.0),
-        strides: Sequence[int] = (2, 2),
-        kernel_size: int = 3,
+        ratios: Sequence[Positive] = (0.5, 1.0),
+        strides: Sequence[Size] = (2, 2),
+        kernel_size: OddSize = 3,
         norm: Any = "layer_norm",
         act: str = "gelu",
         bias: bool = True,
     ) -> None:
         super().__init__()
         if len(ratios) != len(strides) or not ratios or ratios[-1] != 1:
-            raise ConfigError(f"stem.ratios: {list(ratios)} needs an entry for each of {list(strides)}, the last 1.")
-        if kernel_size % 2 == 0:
-            raise ConfigError(f"stem.kernel_size: {kernel_size} is even; the convolutions have a middle.")
+            raise OptionError("ratios", f"{list(ratios)} needs an entry for each of {list(strides)}, the last 1.")
         widths = [in_dim, *(int(ratio * dim) for ratio in ratios)]
         options: dict[str, Any] = {"kernel_size": kernel_size, "padding": kernel_size // 2, "norm": norm, "bias": bias}
         self.layers = nn.ModuleList(
             ConvStem(a, b, stride=stride, **options) for (a, b), stride in zip(pairwise(widths), strides, strict=True)
         )
-        self.act = ACTIVATIONS.build(act, key="stem.act")
+        self.act = ACTIVATIONS.build(act, key="act")
         self.stride = prod(strides)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -92,12 +90,12 @@ class MultiScaleStem(nn.Module):
         kernels: sides of the patches, multiples of the first, which is also the stride.
     """
 
-    def __init__(self, in_dim: int, dim: int, *, kernels: Sequence[int] = (4,)) -> None:
+    def __init__(self, in_dim: int, dim: int, *, kernels: Sequence[Size] = (4,)) -> None:
         super().__init__()
         stride = kernels[0] if kernels else 0
-        if stride < 1 or min(kernels) < stride or any(k % stride or (k - stride) % 2 for k in kernels):
-            raise ConfigError(
-                f"stem.kernels: {list(kernels)} must start with the smallest, divide by it, and share its centre."
+        if not kernels or min(kernels) < stride or any(k % stride or (k - stride) % 2 for k in kernels):
+            raise OptionError(
+                "kernels", f"{list(kernels)} must start with the smallest, divide by it, and share its centre."
             )
         self.kernels, self.stride = list(kernels), stride
         self.weights = nn.ParameterList(torch.empty(dim, in_dim, k, k) for k in kernels)
@@ -142,7 +140,7 @@ class GroupedConvShortcuts(nn.Module):
     def __init__(self, dims: Sequence[int]) -> None:
         super().__init__()
         if any(b != 2 * a for a, b in pairwise(dims[1:])):
-            raise ConfigError(f"model.shortcut: the widths {list(dims)} must double from the second stage on.")
+            raise OptionError("", f"the widths {list(dims)} must double from the second stage on.")
         # convs[f"{source}_{target}"] leads the input of stage `source` from stage `target - 1` to stage `target`
         self.convs = nn.ModuleDict(
             {

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...errors import ConfigError
-from ...schema import Parts
+from ...errors import OptionError
+from ...schema import Count, Parts, Size
 from .norms import NORMS
 
 STEMS = Parts("stem", __name__)
@@ -41,9 +41,9 @@ class ConvStem(nn.Module):
         in_dim: int,
         dim: int,
         *,
-        kernel_size: int = 7,
-        stride: int = 4,
-        padding: int = 2,
+        kernel_size: Size = 7,
+        stride: Size = 4,
+        padding: Count = 2,
         norm: Any = None,
         norm_first: bool = False,
         bias: bool = True,
@@ -51,7 +51,7 @@ class ConvStem(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(in_dim, dim, kernel_size, stride, padding, bias=bias)
         width = in_dim if norm_first else dim
-        self.norm = None if norm is None else NORMS.build(norm, width, key="stem.norm")
+        self.norm = None if norm is None else NORMS.build(norm, width, key="norm")
         self.norm_first = norm_first
         self.stride = stride
 
@@ -73,16 +73,15 @@ class ConvStem(nn.Module):
         """
         kernel, stride, padding = self.conv.kernel_size[0], self.conv.stride[0], self.conv.padding[0]
         if not isinstance(padding, int):
-            raise ConfigError(f"{key}: padding {padding!r} of the stem is not a number.")
+            raise OptionError(key, f"padding {padding!r} of the stem is not a number.")
         if kernel == stride and padding == 0 and any(s % stride for s in size):
             near = " or ".join(str(max(1, s // stride + d) * stride) for s in size[:1] for d in (0, 1))
-            raise ConfigError(
-                f"{key}: {size[0]}x{size[1]} cannot be divided into patches of {stride}x{stride}; "
-                f"use multiples of {stride}, e.g. {near}."
+            raise OptionError(
+                key,
+                f"{size[0]}x{size[1]} cannot be divided into patches of {stride}x{stride}; "
+                f"use multiples of {stride}, e.g. {near}.",
             )
         out = conv_size(size[0], kernel, stride, padding), conv_size(size[1], kernel, stride, padding)
         if min(out) < 1:
-            raise ConfigError(
-                f"{key}: {size[0]}x{size[1]} is too small for a convolution of {kernel}, stride {stride}."
-            )
+            raise OptionError(key, f"{size[0]}x{size[1]} is too small for a convolution of {kernel}, stride {stride}.")
         return out

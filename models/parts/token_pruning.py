@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from ...errors import ConfigError
-from ...mixers import Mixer
+from ...errors import ConfigError, OptionError
 from ...mixers.attention.sparsifiner import Sparsifiner
-from .blocks import BLOCKS, MetaFormerBlock, scaled_sum
+from ...schema import Share
+from .blocks import BLOCKS, BlockOptions, MetaFormerBlock, scaled_sum
 
 
 @BLOCKS.register("token_pruning")
@@ -27,48 +27,27 @@ class TokenPruningBlock(MetaFormerBlock):
     which tokens stay; the choice has no gradient.
 
     Args:
-        dim: channels C.
-        mixer: a `sparsifiner` with `class_token: true`.
+        dim: channels C; the mixer is a `sparsifiner` with `class_token: true`.
         token_keep_rate: part of the N tokens that is left after this block, counted from all N; 1 prunes none.
         diluted: as in the official code, the class token still attends to tokens that were pruned before, with logit
             and value 0, which thins out what it reads.
-        norm, channel_mixer, layer_scale, res_scale, drop_path, key: see `MetaFormerBlock`.
+        common: see `Block`.
 
     Raises:
-        ConfigError: another mixer, or a rate out of range.
+        OptionError: another mixer.
     """
 
     def __init__(
-        self,
-        dim: int,
-        *,
-        mixer: Mixer,
-        token_keep_rate: float = 1.0,
-        diluted: bool = False,
-        norm: Any = "layer_norm",
-        channel_mixer: Any = "mlp",
-        layer_scale: float | None = None,
-        res_scale: float | None = None,
-        drop_path: float = 0.0,
-        key: str = "block",
+        self, dim: int, *, token_keep_rate: Share = 1.0, diluted: bool = False, **common: Unpack[BlockOptions]
     ) -> None:
+        mixer = common["mixer"]
         if not isinstance(mixer, Sparsifiner) or not mixer.class_token:
-            raise ConfigError(
-                f'{key}: "token_pruning" ranks tokens by the attention of a class token; it needs the mixer '
-                f'sparsifiner with class_token=true, not "{mixer.name}".'
+            raise OptionError(
+                "",
+                f'"token_pruning" ranks tokens by the attention of a class token; it needs the mixer '
+                f'sparsifiner with class_token=true, not "{mixer.name}".',
             )
-        if not 0 < token_keep_rate <= 1:
-            raise ConfigError(f"{key}.token_keep_rate: {token_keep_rate} is not above 0 and at most 1.")
-        super().__init__(
-            dim,
-            mixer=mixer,
-            norm=norm,
-            channel_mixer=channel_mixer,
-            layer_scale=layer_scale,
-            res_scale=res_scale,
-            drop_path=drop_path,
-            key=key,
-        )
+        super().__init__(dim, **common)
         self.token_keep_rate, self.diluted = token_keep_rate, diluted
 
     def halves(self) -> list[Callable[..., Tensor]]:

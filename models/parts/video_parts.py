@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...errors import ConfigError
+from ...errors import ConfigError, OptionError
+from ...schema import Size
 from .channel_mixers import CHANNEL_MIXERS
 
 
@@ -32,11 +33,11 @@ class ChannelAttentionConv(nn.Module):
         ConfigError: a ratio that leaves no channel.
     """
 
-    def __init__(self, dim: int, *, compress: int = 3, squeeze: int = 30) -> None:
+    def __init__(self, dim: int, *, compress: Size = 3, squeeze: Size = 30) -> None:
         super().__init__()
         for key, ratio in (("compress", compress), ("squeeze", squeeze)):
             if not 1 <= ratio <= dim:
-                raise ConfigError(f"channel_mixer.{key}: {ratio} is not between 1 and the {dim} channels.")
+                raise OptionError(key, f"{ratio} is not between 1 and the {dim} channels.")
         self.conv1 = nn.Conv2d(dim, dim // compress, 3, padding=1)
         self.conv2 = nn.Conv2d(dim // compress, dim, 3, padding=1)
         self.fc1 = nn.Linear(dim, dim // squeeze)

@@ -212,7 +212,7 @@ def test_initial_scale_is_an_option():
             out, state = model.step(ids[:, t], state)
     torch.testing.assert_close(out, logits[:, -1], rtol=1e-4, atol=1e-5)
     for wrong in (0.0, -1.0):
-        with pytest.raises(ConfigError, match=r"init_std.*fan_in"):
+        with pytest.raises(ConfigError, match=r"model\.init_std: .* must be above 0"):
             create_model({**BASE, "mixer": "attention", "init_std": wrong})
 
 
@@ -331,15 +331,15 @@ def test_bad_configuration(changes, match):
 
 
 def test_positions_reach_the_mixers_that_take_them():
-    """Also where the command line has given the option's default; and a mixer's own choice stands."""
+    """Also where the command line has given the option's default, null; a mixer's own choice stands, "none" too."""
     given = [
-        "attention",
+        {"name": "attention", "position": None},
         {"name": "attention", "position": "none"},
         {"name": "attention", "position": "alibi"},
         "mamba",
     ]
     model = build(mixer=given, depth=4, position="rotary")
-    assert [b.mixer.position for b in model.blocks[:3]] == ["rotary", "rotary", "alibi"]
+    assert [b.mixer.position for b in model.blocks[:3]] == ["rotary", "none", "alibi"]
     with pytest.warns(UserWarning, match="none of the mixers"):
         build(mixer="mamba", position="rotary")
 
@@ -347,6 +347,8 @@ def test_positions_reach_the_mixers_that_take_them():
 def test_lightning_decays_by_layer():
     model = build(mixer={"name": "linear_attention", "decay": "lightning"}, depth=4)
     assert [b.mixer.lightning_rate for b in model.blocks] == [8.0, 6.0, 4.0, 2.0]
+    model = build(mixer={"name": "linear_attention", "decay": "lightning", "lightning_rate": 8.0}, depth=2)
+    assert [b.mixer.lightning_rate for b in model.blocks] == [8.0, 8.0]  # an explicit value is everybody's
 
 
 def test_encoders_do_not_generate():

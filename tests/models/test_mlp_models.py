@@ -446,7 +446,7 @@ def test_one_stage_compiles(name: str) -> None:
 
 
 def test_blocks_refuse_what_does_not_fit() -> None:
-    with pytest.raises(ConfigError, match="channel mixer"):
+    with pytest.raises(ConfigError, match=r"model\.channel_mixer: .* needs a channel mixer"):
         create_model("msmlp_tiny", channel_mixer=None)
     with pytest.raises(ConfigError, match="shared_norm"):
         create_model("mixer_s16", block={"name": "metaformer", "shared_norm": True, "channel_norm": "none"})

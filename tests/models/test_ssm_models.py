@@ -179,7 +179,8 @@ def test_block_of_vmamba_equals_official() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stem", "message"), [({"ratios": [0.5, 0.5]}, "stem.ratios"), ({"kernel_size": 4}, "stem.kernel_size: 4 is even")]
+    ("stem", "message"),
+    [({"ratios": [0.5, 0.5]}, "stem.ratios"), ({"kernel_size": 4}, "model.stem.kernel_size: 4 must be odd")],
 )
 def test_mistakes_of_the_stem(stem: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):

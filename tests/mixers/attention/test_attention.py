@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from mixerzoo.errors import ConfigError
+from mixerzoo.mixers import create_mixer
 from mixerzoo.mixers.attention.attention import Attention
 from mixerzoo.mixers.attention.kv_cache import Rule, attend
 from mixerzoo.mixers.positions import alibi_slopes, positions_in_segment, rotate, segments
@@ -141,17 +142,17 @@ def test_memory_of_window_grows_linearly():
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"head_dim": 0}, "head_dim"),
-        ({"num_heads": 3, "num_kv_heads": 2}, "num_kv_heads"),
+        ({"head_dim": 0}, "mixer.head_dim"),
+        ({"num_heads": 3, "num_kv_heads": 2}, "mixer.num_kv_heads"),
         ({"sink_tokens": 2}, "window"),
         ({"window": 0}, "window"),
-        ({"position": "rope"}, "position"),
-        ({"position": "rotary", "head_dim": 5}, "head_dim"),
+        ({"position": "rope"}, "mixer.position"),
+        ({"position": "rotary", "head_dim": 5}, "mixer.head_dim"),
     ],
 )
 def test_errors(options, match):
     with pytest.raises(ConfigError, match=match):
-        Attention(32, **options)
+        create_mixer("attention", 32, **options)
 
 
 def test_bidirectional_does_not_stream():

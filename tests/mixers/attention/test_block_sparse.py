@@ -72,15 +72,15 @@ def test_orders_make_blocks_of_neighbours():
 
 
 @pytest.mark.parametrize(
-    ("cls", "options", "match"),
+    ("name", "options", "match"),
     [
-        (BlockSparseAttention, {"block_size": 0}, "block_size"),
-        (BlockSparseAttention, {"selector": "top_q"}, 'Did you mean "top_'),
-        (BlockSparseAttention, {"selector": {"name": "top_k", "kep": 3}}, "block_sparse_attention.selector.kep"),
-        (PermutedAttention, {"segment_size": 100}, "segment_size"),
-        (PermutedAttention, {"permutation": "sorted"}, "permutation"),
+        ("block_sparse_attention", {"block_size": 0}, "block_size"),
+        ("block_sparse_attention", {"selector": "top_q"}, 'Did you mean "top_'),
+        ("block_sparse_attention", {"selector": {"name": "top_k", "kep": 3}}, r"mixer\.selector\.kep"),
+        ("permuted_attention", {"segment_size": 100}, "segment_size"),
+        ("permuted_attention", {"permutation": "sorted"}, "permutation"),
     ],
 )
-def test_errors(cls, options, match):
+def test_errors(name, options, match):
     with pytest.raises(ConfigError, match=match):
-        cls(32, **options)
+        create_mixer(name, 32, **options)

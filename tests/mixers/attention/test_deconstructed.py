@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from mixerzoo.errors import ConfigError
+from mixerzoo.mixers import create_mixer, mixer_options
 from mixerzoo.mixers.attention.attention import Attention
-from mixerzoo.mixers.attention.deconstructed import VARIANTS, Deconstructed
+from mixerzoo.mixers.attention.deconstructed import Deconstructed
 from mixerzoo.tests.mixers import sequence_checks as checks
 
 
@@ -14,7 +17,7 @@ def make(variant, **options):
     return checks.perturb(Deconstructed(16, variant=variant, head_dim=8, **options))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", get_args(mixer_options("deconstructed")["variant"].annotation))
 @pytest.mark.parametrize("position", ["none", "rotary", "alibi"])
 def test_contract(variant, position):
     mixer = make(variant, causal=True, position=position)
@@ -72,4 +75,4 @@ def test_linear_has_no_softmax():
 
 def test_unknown_variant():
     with pytest.raises(ConfigError, match="fixed_sequence"):
-        Deconstructed(16, variant="fixed_sequenz")
+        create_mixer("deconstructed", 16, variant="fixed_sequenz")

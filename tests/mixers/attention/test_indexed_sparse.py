@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from mixerzoo.errors import ConfigError
+from mixerzoo.mixers import create_mixer
 from mixerzoo.mixers.attention.attention import Attention
 from mixerzoo.mixers.attention.indexed_attention import INDEXERS, IndexedAttention
 from mixerzoo.mixers.attention.sparsifiner import ConnectivityPredictor
@@ -129,7 +130,7 @@ def test_the_indexer_learns_to_rank_and_nothing_else_changes():
     assert float(loss()) < 0.7 * first
 
 
-@pytest.mark.parametrize(("options", "match"), [({"indexer": "flats"}, '"flat"'), ({"top_k": 0}, "top_k")])
+@pytest.mark.parametrize(("options", "match"), [({"indexer": "flats"}, "'flat'"), ({"top_k": 0}, "mixer.top_k")])
 def test_errors(options, match):
     with pytest.raises(ConfigError, match=match):
-        IndexedAttention(32, **options)
+        create_mixer("indexed_attention", 32, **options)

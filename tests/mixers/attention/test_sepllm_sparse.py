@@ -6,6 +6,7 @@ import pytest
 import torch
 from mixerzoo.errors import ConfigError
 from mixerzoo.kernels.block_sparse_attention.blocks import mask_of_blocks
+from mixerzoo.mixers import create_mixer
 from mixerzoo.mixers.attention.attention import Attention
 from mixerzoo.mixers.attention.sepllm import SepLLM, separator_blocks
 from mixerzoo.tests.mixers import sequence_checks as checks
@@ -62,6 +63,6 @@ def test_work_is_that_of_the_window_and_the_separators():
 @pytest.mark.parametrize(("options", "match"), [({"local_window": 0}, "local_window"), ({"period": -1}, "period")])
 def test_errors(options, match):
     with pytest.raises(ConfigError, match=match):
-        SepLLM(32, **options)
+        create_mixer("sepllm", 32, **options)
     with pytest.raises(ConfigError, match="token_ids"):
         SepLLM(32)(torch.zeros(1, 5, 32), token_ids=torch.zeros(1, 4, dtype=torch.int64))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from mixerzoo.errors import ConfigError
 from mixerzoo.kernels import block_sparse_attention, blocks_of_mask
+from mixerzoo.mixers import create_mixer
 from mixerzoo.mixers.attention.block_selection import (
     SELECTORS,
     Tiles,
@@ -178,7 +179,7 @@ def test_errors():
         ("top_k", {"keep": 0}), ("top_k", {"keep": 1.5}), ("top_p", {"threshold": 0.0}), ("strided", {"stride": 0}),
         ("window", {"width": -1}),
     ):  # fmt: skip
-        with pytest.raises(ConfigError, match=f"selector.{next(iter(options))}"):
-            SELECTORS.entries[name](tiles(), **options)
+        with pytest.raises(ConfigError, match=rf"mixer\.selector\.{next(iter(options))}"):
+            create_mixer("block_sparse_attention", 16, selector={"name": name, **options})
     with pytest.raises(ConfigError, match="multiple"):
         permuted_blocks(torch.ones(1, 8, 1, 4), torch.ones(1, 8, 1, 4), block_size=4, segment_size=6, threshold=0.5)

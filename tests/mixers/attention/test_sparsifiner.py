@@ -9,6 +9,7 @@ import torch
 from mixerzoo.errors import ConfigError
 from mixerzoo.mixers import create_mixer
 from mixerzoo.mixers.attention.sparsifiner import Sparsifiner
+from mixerzoo.models.parts.blocks import BLOCKS
 from mixerzoo.models.parts.token_pruning import TokenPruningBlock
 from mixerzoo.tests.utils import check_golden, load_golden, relative_error
 from mixerzoo.training.cost import measure_activation_bytes, measure_flops
@@ -90,7 +91,7 @@ def test_pruned_tokens_stay_pruned():
     with pytest.raises(ConfigError, match="sparsifiner"):
         TokenPruningBlock(16, mixer=create_mixer("attention", 16))
     with pytest.raises(ConfigError, match="token_keep_rate"):
-        TokenPruningBlock(16, mixer=mixer, token_keep_rate=0.0)
+        BLOCKS.build({"name": "token_pruning", "token_keep_rate": 0.0}, 16, key="block", mixer=mixer)
 
 
 def _dense(mixer, x):

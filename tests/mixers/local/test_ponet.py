@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from mixerzoo.errors import ConfigError
+from mixerzoo.mixers import create_mixer
 from mixerzoo.mixers.local.ponet import PoNet
 from mixerzoo.tests.utils import load_golden, relative_error
 from torch import nn
@@ -60,4 +61,4 @@ def test_fixed_segments_do_not_depend_on_padding():
 @pytest.mark.parametrize("options", [{"segment_num": 0}, {"window": 2}, {"segment_length": 0}, {"head_dim": 0}])
 def test_errors(options):
     with pytest.raises(ConfigError, match=next(iter(options))):
-        PoNet(16, **options)
+        create_mixer("ponet", 16, **options)

@@ -165,8 +165,8 @@ def test_three_axes():
         ({"name": "mamba", "oder": "raster"}, r'm.oder: mixer "mamba" has no such option. Did you mean "order"\?'),
         ({"name": "mamba", "order": ["raster", "x"]}, r'm.order\[1\]: "x" is not known'),
         ({"name": "mamba", "order": "raster", "merge": "max"}, "m.merge: 'max' is not of type"),
-        ({"name": "mamba", "merge": "sum"}, "m.merge: it has no effect without m.order"),
-        ({"name": "attention", "causal_paths": True}, "m.causal_paths: it has no effect without m.order"),
+        ({"name": "mamba", "merge": "sum"}, "m.merge: it has no effect without `order`"),
+        ({"name": "attention", "causal_paths": True}, "m.causal_paths: it has no effect without `order`"),
         ({"name": "raft", "order": "raster"}, r'm.order: the mixer "raft" takes \(2,\) grid axes'),
     ],
 )
@@ -232,5 +232,5 @@ def test_separate_paths_train_and_compile(merge):
 def test_separate_paths_need_several():
     with pytest.raises(ConfigError, match=r"mixer.separate_paths: it needs several paths; the order 'column' has one"):
         create_mixer("mamba", 8, order="column", separate_paths=True)
-    with pytest.raises(ConfigError, match=r"m.separate_paths: it has no effect without m.order"):
+    with pytest.raises(ConfigError, match=r"m.separate_paths: it has no effect without `order`"):
         check_mixer({"name": "mamba", "separate_paths": True}, key="m")

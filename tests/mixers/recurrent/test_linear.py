@@ -6,6 +6,7 @@ import pytest
 import torch
 from mixerzoo.errors import ConfigError
 from mixerzoo.kernels.ssd import ssd
+from mixerzoo.mixers import create_mixer
 from mixerzoo.mixers.recurrent.delta import Delta
 from mixerzoo.mixers.recurrent.linear import LinearAttention, lightning_decay, retention_decay
 from mixerzoo.tests.mixers import sequence_checks as checks
@@ -127,11 +128,11 @@ def test_initial_values():
 @pytest.mark.parametrize(
     ("build", "match"),
     [
-        (lambda: LinearAttention(16, decay="exponential"), "decay"),
-        (lambda: LinearAttention(16, feature_map="exp"), "feature_map"),
-        (lambda: LinearAttention(16, head_dim=5, position="rotary"), "head_dim"),
-        (lambda: LinearAttention(16, num_heads=0), "num_heads"),
-        (lambda: Delta(16, d_conv=-1), "d_conv"),
+        (lambda: create_mixer("linear_attention", 16, decay="exponential"), "decay"),
+        (lambda: create_mixer("linear_attention", 16, feature_map="exp"), "feature_map"),
+        (lambda: create_mixer("linear_attention", 16, head_dim=5, position="rotary"), "head_dim"),
+        (lambda: create_mixer("linear_attention", 16, num_heads=0), "num_heads"),
+        (lambda: create_mixer("delta", 16, d_conv=-1), "d_conv"),
     ],
 )
 def test_errors(build, match):

@@ -98,5 +98,5 @@ def test_every_path_has_its_parameters():
 
 @pytest.mark.parametrize(("option", "value"), [("d_conv", 4), ("d_state", 0), ("ssm_ratio", -1.0)])
 def test_mistakes(option, value):
-    with pytest.raises(ConfigError, match=f"ss2d.{option}"):
+    with pytest.raises(ConfigError, match=rf"mixer\.{option}"):
         create_mixer("ss2d", 8, **{option: value})

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from mixerzoo.errors import ConfigError
+from mixerzoo.mixers import create_mixer
 from mixerzoo.mixers.recurrent.ssm import Mamba, Mamba2
 from mixerzoo.mixers.state import state_bytes
 from mixerzoo.tests.mixers import sequence_checks as checks
@@ -125,8 +126,8 @@ def test_half_precision_keeps_the_state_in_float32():
 @pytest.mark.parametrize(
     ("build", "match"),
     [
-        (lambda: Mamba(16, d_state=0), "d_state"),
-        (lambda: Mamba(16, dt_min=-1.0), "dt_min"),
+        (lambda: create_mixer("mamba", 16, d_state=0), "d_state"),
+        (lambda: create_mixer("mamba", 16, dt_min=-1.0), "dt_min"),
         (lambda: Mamba2(16, head_dim=5), "head_dim"),
         (lambda: Mamba2(16, head_dim=8, ngroups=3), "ngroups"),
     ],

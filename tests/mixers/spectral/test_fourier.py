@@ -230,9 +230,9 @@ def test_official_rule_may_keep_nothing():
     [
         ("afno", {"num_blocks": 5}, "nearest that does is 4"),
         ("aff", {"num_blocks": 0}, "num_blocks"),
-        ("afno", {"hard_thresholding_fraction": 1.5}, "between 0 and 1"),
+        ("afno", {"hard_thresholding_fraction": 1.5}, "at least 0 and at most 1"),
         ("afno", {"sparsity_threshold": -0.1}, "at least 0"),
-        ("aff", {"hidden_size_factor": 0}, "positive"),
+        ("aff", {"hidden_size_factor": 0}, "hidden_size_factor: 0 must be at least 1"),
         ("afno", {"kept_modes": "offical"}, "kept_modes"),
         ("fnet", {"norm": "none"}, "norm"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from mixerzoo.errors import ConfigError
+from mixerzoo.mixers import create_mixer
 from mixerzoo.mixers.spectral.long_conv import BaseConv, LongConv, causal_fft_conv, fft_length
 from mixerzoo.mixers.state import state_bytes
 from mixerzoo.tests.mixers import sequence_checks as checks
@@ -104,10 +105,10 @@ def test_state_holds_the_past():
 @pytest.mark.parametrize(
     ("build", "match"),
     [
-        (lambda: LongConv(8, l_max=0), "l_max"),
-        (lambda: LongConv(8, emb_dim=4), "emb_dim"),
-        (lambda: LongConv(8, num_inner_mlps=-1), "num_inner_mlps"),
-        (lambda: BaseConv(8, kernel_size=0), "kernel_size"),
+        (lambda: create_mixer("long_conv", 8, l_max=0), "l_max"),
+        (lambda: create_mixer("long_conv", 8, emb_dim=4), "emb_dim"),
+        (lambda: create_mixer("long_conv", 8, num_inner_mlps=-1), "num_inner_mlps"),
+        (lambda: create_mixer("base_conv", 8, kernel_size=0), "kernel_size"),
     ],
 )
 def test_errors(build, match):

@@ -131,8 +131,8 @@ def test_the_review_shows_the_end_to_the_beginning():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("mate", {"review": -1}, "mate.review"),
-        ("mate", {"window": (0, 2, 2)}, "size"),
+        ("mate", {"review": -1}, "mixer.review"),
+        ("mate", {"window": (0, 2, 2)}, "mixer.window"),
         ("mate", {"window": (2, 2)}, "window"),
         ("mixed_ssm", {"d_conv": 2}, "d_conv"),
     ],
