@@ -119,7 +119,7 @@ class Isotropic(VisionBackbone):
             knows_token = config.class_token and options.get("class_token", False)
             if knows_token and config.class_token == "middle":
                 where = f"{spec.paths['mixer']}.class_token"
-                raise OptionError(where, "this mixer expects the class token first; use class_token=true.")
+                raise OptionError(where, "the mixer expects it first; use class_token=true.")
             place = Place(self.grid if knows_token else mixer_grid, len(mixer_grid), what, i, depth)
             blocks.append(build_block(spec, dim, place, drop_path=drop_paths[i], defaults=defaults_of(IsotropicConfig)))
         # timm takes features after any block of such a model, so each block counts as a stage
