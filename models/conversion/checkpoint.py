@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...errors import ConfigError
-from ..registry import apply_overrides, build_model, config_defaults, config_of
+from ...schema import defaults_of
+from ..registry import apply_overrides, build_model, config_of
 from ..resize import resize_grid
 from . import files
 from .files import METADATA, Checkpoint
@@ -161,7 +162,7 @@ def _check_saved(saved: Mapping[str, Any], config: Mapping[str, Any], model: nn.
     """Warn where a model that was saved by us was another one than that which gets its weights."""
 
     def entries(given: Mapping[str, Any]) -> dict[str, Any]:
-        whole = {**config_defaults(type(model)), **given}
+        whole = {**defaults_of(type(model).config_class), **given}  # type: ignore[attr-defined]
         spelled = {k: {"name": v} if isinstance(v, str) else v for k, v in whole.items() if k not in _FREE}
         return dict(_flat(spelled))
 
