@@ -103,6 +103,17 @@ class Task:
         """SHA-256 (hex) of the data, part of the run's summary. Called after `open`."""
         raise NotImplementedError
 
+    def labels(self, split: str) -> Tensor | None:
+        """The class of every sample of a split, (size,) int64; None for tasks without classes. Called after `open`."""
+        return None
+
+    def notes(self) -> list[str]:
+        """What a person should know about the data, a line each: what was left out and why, what is done to samples.
+
+        A line that begins with "warning: " is a reason to doubt the figures. Called after `open`.
+        """
+        return []
+
     # -- model
 
     def model_kwargs(self) -> dict[str, Any]:

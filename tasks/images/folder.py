@@ -1,37 +1,87 @@
-"""Image sets on disk or on the Hugging Face hub, read through timm's dataset factory.
+"""Image sets that are decoded file by file, with timm's transforms; those in folders by class.
 
 Axis letters: B batch, C channels, H height, W width.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
+import io
 import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ...errors import ConfigError
 from ..base import Batch
+from ..folders import LeftOut, class_files, same_classes, split_folders
 from .augment import seeded
 from .classification import ImageClassification, check_fraction
+from .decode import UNREADABLE, image_suffixes, peculiarities, read_image, to_rgb
 
-# Up to this many files every one is decoded and hashed before training; larger sets are hashed by name and size, and a
-# bad file shows when it is read.
+# Up to this many files every one is decoded and hashed before training. Of a larger set all names and sizes are hashed
+# and the contents of a sample, and a bad file outside of it shows when it is read.
 VERIFY_LIMIT = 10_000
-_TRAIN = ("train", "training")
-_VAL = ("val", "validation", "valid", "eval")
-_TEST = ("test",)
+_SAMPLE = 1_000
+
+
+class Reader(Protocol):
+    """A split as timm's readers give it: an open file and a class by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[IO[bytes], int]: ...
+
+
+class Files:
+    """The reader of a split in folders.
+
+    Args:
+        folder: of the split.
+        found: class -> its files.
+        classes: names, in the order of their numbers.
+    """
+
+    def __init__(self, folder: Path, found: Mapping[str, Sequence[Path]], classes: Sequence[str]) -> None:
+        self.folder = folder
+        pairs = [(path, label) for label, name in enumerate(classes) for path in found[name]]
+        self.samples = sorted(pairs, key=lambda pair: _natural(os.path.relpath(pair[0], folder)))
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[IO[bytes], int]:
+        path, label = self.samples[index]
+        return open(path, "rb"), label
+
+    def name(self, index: int) -> str:
+        """Of a sample, relative to the split's folder."""
+        return os.path.relpath(self.samples[index][0], self.folder).replace(os.sep, "/")
+
+    def filename(self, index: int, absolute: bool = False) -> str:
+        """As timm's readers have it."""
+        return str(self.samples[index][0]) if absolute else self.name(index)
+
+
+def _natural(name: str) -> tuple[Any, str]:
+    from timm.utils import natural_key
+
+    return natural_key(name), name
 
 
 class StoredImages(ImageClassification):
     """Base of the image sets that are decoded file by file, with timm's transforms.
 
-    A subclass gives `_reader`, which opens a split. Where there is no validation split, a tenth of the training images,
-    fixed, is kept apart for it.
+    Every image becomes 8-bit RGB as `decode` says: turned by its EXIF orientation, 16 bits scaled to 8, palettes looked
+    up, alpha dropped. A subclass gives `_open_splits`. Where there is no validation split, a tenth of the training
+    images, fixed, is kept apart for it.
 
     Args:
         image_size: side H = W in pixels of what the model sees.
@@ -82,8 +132,10 @@ class StoredImages(ImageClassification):
             raise ConfigError(f'task.randaugment: "{randaugment}" is not a policy of timm\'s RandAugment.') from error
         self._eval_transform = create_transform(**shared, is_training=False)
         self._readers: dict[str, tuple[Any, Tensor | None]] = {}
+        self._notes: list[str] = []
+        self._fingerprint = ""
 
-    def _open_splits(self) -> dict[str, Any]:
+    def _open_splits(self) -> dict[str, Reader]:
         """The readers of the splits that exist, "train" among them."""
         raise NotImplementedError
 
@@ -94,6 +146,7 @@ class StoredImages(ImageClassification):
         for split, reader in readers.items():
             if len(reader) == 0:
                 raise ConfigError(f"task: the split {split} is empty.")
+        self._inspect(readers)
         self._readers = {split: (reader, None) for split, reader in readers.items()}
         if "val" not in readers:
             total = len(readers["train"])
@@ -113,17 +166,84 @@ class StoredImages(ImageClassification):
 
     def _sample(self, split: str, index: int) -> tuple[Any, int]:
         """An image (PIL, RGB) and its class."""
-        from PIL import Image
-
         reader, subset = self._readers[split]
         number = index if subset is None else int(subset[index])
         try:
             source, label = reader[number]
-            with Image.open(source) as image:
-                return image.convert("RGB"), int(label)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            name = self._describe(reader, number)
-            raise ConfigError(f"{name}: cannot be read as an image ({error}); replace or remove it.") from error
+            with contextlib.closing(source):
+                return read_image(source), int(label)
+        except UNREADABLE as error:
+            raise self._unreadable(reader, number, error) from error
+
+    def _look(self, reader: Reader, number: int, *, decode: bool) -> tuple[bytes, int, list[str]]:
+        """SHA-256 of a file, its class, and what is particular about the image.
+
+        With `decode` an image that cannot be read is an error; without, it shows when its turn comes.
+        """
+        from PIL import Image
+
+        try:
+            source, label = reader[number]
+            with contextlib.closing(source):
+                data = source.read()
+        except OSError as error:
+            raise self._unreadable(reader, number, error) from error
+        found: list[str] = []
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                found = peculiarities(image)
+                if decode:
+                    to_rgb(image)
+        except UNREADABLE as error:
+            if decode:
+                raise self._unreadable(reader, number, error) from error
+        return hashlib.sha256(data).digest(), int(label), found
+
+    def _inspect(self, readers: Mapping[str, Reader]) -> None:
+        """Decode and hash the images, or of a large set a sample; sets the fingerprint and the notes."""
+        total = sum(map(len, readers.values()))
+        digest, odd = hashlib.sha256(), Counter[str]()
+        where: dict[bytes, dict[str, str]] = {}
+        looked = 0
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            for split, reader in sorted(readers.items()):
+                numbers = range(len(reader))
+                if total > VERIFY_LIMIT:
+                    self._hash_outlines(reader, split, digest)
+                    numbers = numbers[:: -(-total // _SAMPLE)]
+                look = functools.partial(self._look, reader, decode=total <= VERIFY_LIMIT)
+                found = pool.map(look, numbers)
+                for number, (content, label, particular) in zip(numbers, found, strict=True):
+                    digest.update(f"{split}/{self._stable_name(reader, number)} {label}\n".encode() + content)
+                    odd.update(particular)
+                    where.setdefault(content, {}).setdefault(split, self._describe(reader, number))
+                    looked += 1
+        self._fingerprint = digest.hexdigest()
+        of = f"of {looked:,} images" + (f" looked at, {total:,} in all" if looked < total else "")
+        self._notes += [f"{count:,} {of} {what}" for what, count in odd.items()]
+        shared = [places for places in where.values() if len(places) > 1]
+        if shared:
+            first = " and ".join(shared[0].values())
+            self._notes.append(f"warning: {len(shared):,} {of} are in more than one split, such as {first}")
+
+    def _hash_outlines(self, reader: Any, split: str, digest: Any) -> None:
+        """Hash what tells the samples of a large set apart without reading all images."""
+
+    @staticmethod
+    def _stable_name(reader: Any, number: int) -> str:
+        """A name of a sample that does not depend on where the set lies."""
+        return str(number)
+
+    def notes(self) -> list[str]:
+        return [*super().notes(), *self._notes]
+
+    def fingerprint(self) -> str:
+        """Of names, classes and contents of all images; of more than 10,000, of the contents of a fixed thousand."""
+        return self._fingerprint
+
+    def _unreadable(self, reader: Any, number: int, error: Exception) -> ConfigError:
+        name = self._describe(reader, number)
+        return ConfigError(f"{name}: cannot be read as an image ({error}); replace or remove it.")
 
     @staticmethod
     def _describe(reader: Any, number: int) -> str:
@@ -144,10 +264,14 @@ class StoredImages(ImageClassification):
 
 
 class ImageFolder(StoredImages, name="imagefolder"):
-    """A folder of images by class: `root/train/CLASS/*.jpg`, `root/val/CLASS/*.jpg`, optionally `root/test/...`.
+    """A folder of images by class: `root/train/CLASS/*`, `root/val/CLASS/*`, optionally `root/test/...`.
 
-    Without `root/train`, the classes stand in `root` itself. Sets of at most 10,000 files are decoded once before
-    training, so that a broken file is reported at once.
+    Split folders are found by the usual names, without case: training, valid, validation, dev, testing, test_set, ...
+    Without any the classes stand in `root` itself. A class has all files below its folder of a format that Pillow
+    decodes; hidden names are passed over, and an image outside of all classes is an error. The run's log shows the
+    classes with their counts, what was left out and why, and images that are in two splits.
+
+    Sets of at most 10,000 files are decoded once before training, so that a broken file is reported at once.
 
     Args:
         root: the folder.
@@ -186,68 +310,32 @@ class ImageFolder(StoredImages, name="imagefolder"):
         )
         self.root, self.num_classes = Path(root).expanduser(), num_classes
 
-    def _open_splits(self) -> dict[str, Any]:
-        if not self.root.is_dir():
-            raise ConfigError(f"task.root: the folder {self.root} does not exist.")
-        folders = {"train": self._folder(_TRAIN) or self.root, "val": self._folder(_VAL), "test": self._folder(_TEST)}
-        if folders["train"] == self.root and (folders["val"] or folders["test"]):
-            raise ConfigError(f"task.root: {self.root} has no folder named train.")
-        readers = {split: self._open_folder(path) for split, path in folders.items() if path is not None}
-        self.classes = sorted(readers["train"].class_to_idx, key=readers["train"].class_to_idx.__getitem__)
-        for split, reader in readers.items():
-            if set(reader.class_to_idx) != set(self.classes):
-                odd = sorted(set(reader.class_to_idx) ^ set(self.classes))[:5]
-                raise ConfigError(f"task.root: classes differ between {folders['train']} and {folders[split]}: {odd}.")
+    def _open_splits(self) -> dict[str, Reader]:
+        left, suffixes = LeftOut(), image_suffixes()
+        given = {"key": "task.root", "what": "image"}
+        folders = split_folders(self.root, suffixes, left, **given) or {"train": self.root}
+        found = {split: class_files(path, suffixes, left, **given) for split, path in folders.items()}
+        self.classes = sorted(found["train"], key=_natural)
+        same_classes(self.classes, folders, found, key="task.root")
         if self.num_classes is not None and self.num_classes != len(self.classes):
             raise ConfigError(
                 f"task.num_classes: {self.num_classes}, but {folders['train']} holds {len(self.classes)} classes."
             )
-        self._hash(readers)
-        return readers
-
-    def _folder(self, names: tuple[str, ...]) -> Path | None:
-        return next((self.root / name for name in names if (self.root / name).is_dir()), None)
+        self._notes = left.lines()
+        return {split: Files(path, found[split], self.classes) for split, path in folders.items()}
 
     @staticmethod
-    def _open_folder(path: Path) -> Any:
-        from timm.data import create_dataset
+    def _stable_name(reader: Any, number: int) -> str:
+        return reader.name(number)
 
-        try:
-            dataset: Any = create_dataset("", root=str(path), search_split=False)
-        except RuntimeError as error:  # timm's way to say that there is no image
-            raise ConfigError(f"task.root: no images in {path}; expected {path}/CLASS/IMAGE.jpg.") from error
-        return dataset.reader
+    def _hash_outlines(self, reader: Any, split: str, digest: Any) -> None:
+        for number, (path, label) in enumerate(reader.samples):
+            digest.update(f"{split}/{reader.name(number)} {label} {os.path.getsize(path)}\n".encode())
 
-    def _hash(self, readers: dict[str, Any]) -> None:
-        digest = hashlib.sha256()
-        verify = sum(len(r.samples) for r in readers.values()) <= VERIFY_LIMIT
-
-        def content(path: str) -> bytes:
-            from PIL import Image
-
-            try:
-                with open(path, "rb") as f:
-                    data = f.read()
-                with Image.open(path) as image:
-                    image.load()
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                raise ConfigError(f"{path}: cannot be read as an image ({error}); replace or remove it.") from error
-            return hashlib.sha256(data).digest()
-
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for split, reader in sorted(readers.items()):
-                paths = [str(path) for path, _ in reader.samples]
-                for path, (_, label) in zip(paths, reader.samples, strict=True):
-                    name = os.path.relpath(path, self.root).replace(os.sep, "/")
-                    digest.update(f"{split}/{name} {label} {os.path.getsize(path)}\n".encode())
-                if verify:
-                    for inner in pool.map(content, paths):
-                        digest.update(inner)
-        self._fingerprint = digest.hexdigest()
-
-    def fingerprint(self) -> str:
-        """Of names, classes and sizes of all files; of their contents too where there are at most 10,000."""
-        return self._fingerprint
+    def labels(self, split: str) -> Tensor:
+        reader, subset = self._readers[split]
+        labels = torch.tensor([label for _, label in reader.samples])
+        return labels if subset is None else labels[subset]
 
 
 class ImageNet(ImageFolder, name="imagenet"):
@@ -290,85 +378,3 @@ class ImageNet(ImageFolder, name="imagenet"):
             cutmix=cutmix,
             mix_prob=mix_prob,
         )
-
-
-class HuggingFaceImages(StoredImages, name="hfds"):
-    """An image set of the Hugging Face hub, or a saved copy of one, through timm's `hfds/` reader.
-
-    Needs the package `datasets` (`pip install "mixerzoo[text]"`).
-
-    Args:
-        dataset: its name on the hub, e.g. `uoft-cs/cifar10`, or a folder that `datasets.load_dataset` reads.
-        train_split, val_split, test_split: names of its splits; None where there is none.
-        input_key, target_key: names of its columns.
-        image_size, crop_scale, flip, color_jitter, erase, randaugment, label_smoothing, mixup: as in `StoredImages`.
-    """
-
-    def __init__(
-        self,
-        *,
-        dataset: str,
-        train_split: str = "train",
-        val_split: str | None = None,
-        test_split: str | None = "test",
-        input_key: str = "image",
-        target_key: str = "label",
-        image_size: int = 224,
-        crop_scale: float = 0.35,
-        flip: bool = True,
-        color_jitter: float = 0.3,
-        erase: float = 0.0,
-        randaugment: str | None = None,
-        label_smoothing: float = 0.0,
-        mixup: float = 0.0,
-    ) -> None:
-        super().__init__(
-            image_size=image_size,
-            crop_scale=crop_scale,
-            flip=flip,
-            color_jitter=color_jitter,
-            erase=erase,
-            randaugment=randaugment,
-            label_smoothing=label_smoothing,
-            mixup=mixup,
-            cutmix=0.0,
-            mix_prob=1.0,
-        )
-        self.dataset = dataset
-        self.names = {"train": train_split, "val": val_split, "test": test_split}
-        self.input_key, self.target_key = input_key, target_key
-
-    def _open_splits(self) -> dict[str, Any]:
-        from timm.data import create_dataset
-
-        readers: dict[str, Any] = {}
-        for split, name in self.names.items():
-            if name is None:
-                continue
-            try:
-                opened: Any = create_dataset(
-                    f"hfds/{self.dataset}", split=name, input_key=self.input_key, target_key=self.target_key
-                )
-            except ImportError as error:
-                raise ConfigError('task: hfds needs the package datasets: pip install "mixerzoo[text]".') from error
-            except Exception as error:  # the hub's client raises errors of many libraries; the cause stays chained
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                raise ConfigError(
-                    f'task.dataset: the split "{name}" of "{self.dataset}" cannot be loaded ({reason}). '
-                    "Without network, give a folder that holds a copy of it."
-                ) from error
-            readers[split] = opened.reader
-        columns = readers["train"].dataset.features
-        for key, column in (("input_key", self.input_key), ("target_key", self.target_key)):
-            if column not in columns:
-                raise ConfigError(f'task.{key}: no column "{column}" in {self.dataset}. Columns: {", ".join(columns)}.')
-        names = getattr(columns[self.target_key], "names", None)
-        if names is None:
-            raise ConfigError(f'task.target_key: the column "{self.target_key}" is not a class label.')
-        self.classes = list(names)
-        return readers
-
-    def fingerprint(self) -> str:
-        """Of the fingerprints that `datasets` keeps of its tables, by split."""
-        found = sorted((s, r.dataset._fingerprint) for s, (r, _) in self._readers.items())
-        return hashlib.sha256(repr(found).encode()).hexdigest()

@@ -140,6 +140,9 @@ class MemoryImages(ImageClassification):
     def size(self, split: str) -> int:
         return len(self._data[split][1])
 
+    def labels(self, split: str) -> Tensor:
+        return self._data[split][1]
+
     def fetch(self, split: str, index: Tensor, *, train: bool, generator: torch.Generator) -> Batch:
         images, labels = self._data[split]
         x = images[index]

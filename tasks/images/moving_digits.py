@@ -127,6 +127,9 @@ class MovingDigits(_Motion, ImageClassification, name="moving_digits"):
     def render(self, scenes: dict[str, Tensor], digits: Tensor) -> tuple[Tensor, Tensor]:
         return self.clip(scenes, digits), scenes["motion"]
 
+    def labels(self, split: str) -> Tensor:
+        return self.scenes[split]["motion"]
+
     def model_kwargs(self) -> dict[str, Any]:
         return {**super().model_kwargs(), "num_classes": len(self.classes)}
 

@@ -205,6 +205,9 @@ class ListOps(SequenceClassification, name="listops"):
     def size(self, split: str) -> int:
         return self.num_train if split == "train" else self.num_eval
 
+    def labels(self, split: str) -> Tensor:
+        return self._values[self._begin(split) :][: self.size(split)]
+
     def fetch(self, split: str, index: Tensor, *, train: bool, generator: torch.Generator) -> Batch:
         places = index + self._begin(split)
         rows = [self._sequences[i] for i in places.tolist()]
@@ -262,6 +265,9 @@ class Pixels(SequenceClassification, name="pixels"):
 
     def size(self, split: str) -> int:
         return len(self._data[split][1])
+
+    def labels(self, split: str) -> Tensor:
+        return torch.from_numpy(self._data[split][1])
 
     def fetch(self, split: str, index: Tensor, *, train: bool, generator: torch.Generator) -> Batch:
         tokens, labels = (torch.from_numpy(a[index.numpy()].astype(np.int64)) for a in self._data[split])

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from ..base import Batch
+from ..folders import LeftOut, class_files, is_hidden, same_classes, split_folders
 from ..sequence.sequence import SequenceClassification, check_at_least
-from .corpora import TEXT_SUFFIXES, hub_column, king_james, load_hub, read_path, split_of
+from .corpora import TEXT_SUFFIXES, hub_column, king_james, load_hub, read_files, split_of
 
 Labelled = list[tuple[bytes, int]]
 
@@ -50,6 +51,7 @@ class ByteClasses(SequenceClassification):
         self.sequence_length = check_at_least(max_bytes, 1, key="task.max_bytes")
         self.use_mask = use_mask
         self._data: dict[str, Labelled] = {}
+        self._notes: list[str] = []
 
     def load(self) -> dict[str, Labelled]:
         """Texts with the numbers of their classes, for "train", "val" and maybe "test"."""
@@ -83,6 +85,12 @@ class ByteClasses(SequenceClassification):
             "index": index,
         }
 
+    def labels(self, split: str) -> Tensor:
+        return torch.tensor([label for _, label in self._data[split]])
+
+    def notes(self) -> list[str]:
+        return [*super().notes(), *self._notes]
+
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
         for split, rows in sorted(self._data.items()):
@@ -90,13 +98,6 @@ class ByteClasses(SequenceClassification):
                 digest.update(f"{split} {label} {len(text)} ".encode())
                 digest.update(text)
         return digest.hexdigest()
-
-
-def _split_by_name(texts: list[tuple[str, bytes, int]]) -> dict[str, Labelled]:
-    found: dict[str, Labelled] = {"train": [], "val": [], "test": []}
-    for name, text, label in texts:
-        found[split_of(name)].append((text, label))
-    return found
 
 
 class KingJamesSections(ByteClasses, name="kjv_sections"):
@@ -131,7 +132,10 @@ class KingJamesSections(ByteClasses, name="kjv_sections"):
 class FolderClasses(ByteClasses, name="text_folder"):
     """Texts in folders by class: `root/train/CLASS/*.txt` and `root/val/CLASS/*.txt`, maybe `root/test/...`.
 
-    Without these folders, `root/CLASS/*.txt`, where a hash of a file's path decides its split: about 90% / 5% / 5%.
+    Split folders are found by the usual names, without case: training, valid, dev, testing, ... Without these folders,
+    `root/CLASS/*.txt`, where a hash of a file's path decides its split: about 90% / 5% / 5%. Hidden names are passed
+    over, and a text outside of all classes is an error. The run's log shows the classes with their counts, what was
+    left out and why.
 
     Args:
         root: the folder.
@@ -150,27 +154,29 @@ class FolderClasses(ByteClasses, name="text_folder"):
         super().__init__(max_bytes=max_bytes, use_mask=use_mask)
         self.root, self.suffixes = Path(root).expanduser(), tuple(s.lower() for s in suffixes)
 
-    def _read(self, folder: Path) -> list[tuple[str, bytes, int]]:
-        found = []
-        for label, name in enumerate(self.classes):
-            documents = read_path(folder / name, self.suffixes, key="task.root")
-            found += [(f"{name}/{d.name}", d.content, label) for d in documents]
-        return found
-
     def load(self) -> dict[str, Labelled]:
         if not self.root.is_dir():
             raise ConfigError(f"task.root: there is no folder {self.root}.")
-        parts = [split for split in ("train", "val", "test") if (self.root / split).is_dir()]
-        base = self.root / "train" if parts else self.root
-        self.classes = sorted(p.name for p in base.iterdir() if p.is_dir())
-        if not self.classes:
-            raise ConfigError(f"task.root: {base} holds no folders, one for each class.")
-        if not parts:
-            return _split_by_name(self._read(self.root))
+        left = LeftOut()
+        given = {"key": "task.root", "what": "text"}
+        parts = split_folders(self.root, self.suffixes, left, **given)
         for needed in ("train", "val"):
-            if needed not in parts:
+            if parts and needed not in parts:
                 raise ConfigError(f"task.root: {self.root} has {', '.join(parts)}, but no folder {needed}.")
-        return {split: [(text, label) for _, text, label in self._read(self.root / split)] for split in parts}
+        folders = parts or {"train": self.root}
+        if not any(p.is_dir() and not is_hidden(p.name) for p in folders["train"].iterdir()):
+            raise ConfigError(f"task.root: {folders['train']} holds no folders, one for each class.")
+        found = {split: class_files(path, self.suffixes, left, **given) for split, path in folders.items()}
+        self.classes = sorted(found["train"])
+        same_classes(self.classes, folders, found, key="task.root")
+        read: dict[str, Labelled] = {"train": [], "val": [], "test": []}
+        for split, folder in folders.items():
+            for label, name in enumerate(self.classes):
+                for document in read_files(sorted(found[split][name]), folder, key="task.root", left=left):
+                    where = split if parts else split_of(document.name)
+                    read[where].append((document.content, label))
+        self._notes = left.lines()
+        return {split: rows for split, rows in read.items() if rows or not parts}
 
 
 class HubClasses(ByteClasses, name="hf_text_classes"):
@@ -203,9 +209,12 @@ class HubClasses(ByteClasses, name="hf_text_classes"):
         super().__init__(max_bytes=max_bytes, use_mask=use_mask)
         self.dataset, self.config, self.text_key, self.label_key = dataset, config, text_key, label_key
         self.named = {"train": train_split, "val": val_split, "test": test_split}
+        self._names: list[str] = []  # of the classes, where the set has them
 
     def _read(self, split: str) -> Labelled:
         table = load_hub(self.dataset, self.config, split)
+        column = (getattr(table, "features", None) or {}).get(self.label_key)
+        self._names = list(getattr(column, "names", None) or self._names)
         texts = hub_column(table, self.text_key, key="task.text_key")
         labels = hub_column(table, self.label_key, key="task.label_key")
         for row, label in enumerate(labels):
@@ -220,5 +229,7 @@ class HubClasses(ByteClasses, name="hf_text_classes"):
             rows = list(zip(found["train"], kept_apart, strict=True))
             found = {**found, "train": [r for r, apart in rows if not apart], "val": [r for r, apart in rows if apart]}
         number = 1 + max((label for rows in found.values() for _, label in rows), default=0)
-        self.classes = [str(i) for i in range(number)]
+        self.classes = self._names or [str(i) for i in range(number)]
+        if len(self.classes) < number:
+            raise ConfigError(f"task.label_key: a label of {number - 1} with names of {len(self.classes)} classes.")
         return found

@@ -9,10 +9,12 @@ import hashlib
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import ConfigError
+from ..folders import LeftOut, walk
 
 # Debian's bible-kjv 4.36 prints these bytes for the whole text, one verse a line.
 KJV_SHA256 = "cd45f0c9cedab8e4439bd6486c8952c77cc8b0ecc5d1f6ae3513f2039f47229d"
@@ -97,27 +99,48 @@ def king_james(command: str = "bible", sha256: str = KJV_SHA256) -> list[Documen
     return [Document(name, b"\n".join(verses) + b"\n") for name, verses in chapters.items()]
 
 
-def read_path(path: Path, suffixes: tuple[str, ...] = TEXT_SUFFIXES, *, key: str = "task.path") -> list[Document]:
+def read_path(
+    path: Path, suffixes: tuple[str, ...] = TEXT_SUFFIXES, *, key: str = "task.path", left: LeftOut | None = None
+) -> list[Document]:
     """The documents of a file (one) or of a folder (a file each, by suffix, sorted), without empty ones.
+
+    Args:
+        path: file or folder; hidden names in a folder are passed over.
+        suffixes: of the files that count in a folder.
+        key: of the setting, for messages.
+        left: takes what is passed over.
 
     Raises:
         ConfigError: nothing there, or a file that cannot be read.
     """
+    left = LeftOut() if left is None else left
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in suffixes)
+        files = sorted(p for p in walk(path, suffixes, left) if p.is_file())
         if not files:
             raise ConfigError(f"{key}: there is no file with one of the suffixes {', '.join(suffixes)} in {path}.")
     elif path.is_file():
         files = [path]
     else:
         raise ConfigError(f"{key}: there is no file or folder {path}.")
+    return read_files(files, path if path.is_dir() else path.parent, key=key, left=left)
+
+
+def read_files(files: Sequence[Path], base: Path, *, key: str, left: LeftOut) -> list[Document]:
+    """The documents of files, named by their paths relative to `base`, without empty ones.
+
+    Raises:
+        ConfigError: a file that cannot be read, or all of them empty.
+    """
     try:
-        read = [Document(p.name if p == path else p.relative_to(path).as_posix(), p.read_bytes()) for p in files]
+        read = [Document(p.relative_to(base).as_posix(), p.read_bytes()) for p in files]
     except OSError as error:
         raise ConfigError(f"{key}: {error}.") from error
+    for document in read:
+        if not document.content:
+            left.add("empty files", document.name)
     documents = [d for d in read if d.content]
     if not documents:
-        raise ConfigError(f"{key}: {path} holds no text.")
+        raise ConfigError(f"{key}: {base} holds no text.")
     return documents
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from ..base import Batch
+from ..folders import LeftOut
 from ..images.classification import check_fraction
 from ..sequence.sequence import IGNORE, RandomState, TokenPrediction, check_at_least
 from .corpora import (
@@ -264,9 +265,9 @@ class KingJames(ByteText, name="kjv"):
 class TextFiles(ByteText, name="text"):
     """Bytes of any file or folder.
 
-    Of a folder, a file is a document, and a hash of its path in the folder decides its split: about 90% / 5% / 5%. One
-    file is cut into three parts of 90%, 5% and 5%. With `val_path` the two are used as they are, and there is no test
-    split.
+    Of a folder, a file is a document, and a hash of its path in the folder decides its split: about 90% / 5% / 5%;
+    hidden names (`.git`) are passed over. One file is cut into three parts of 90%, 5% and 5%. With `val_path` the two
+    are used as they are, and there is no test split.
 
     Args:
         path: file or folder.
@@ -298,11 +299,16 @@ class TextFiles(ByteText, name="text"):
         )
         self.path, self.val_path = Path(path).expanduser(), None if val_path is None else Path(val_path).expanduser()
         self.suffixes = tuple(s.lower() for s in suffixes)
+        self._left = LeftOut()
+
+    def notes(self) -> list[str]:
+        return [*super().notes(), *self._left.lines()]
 
     def documents(self) -> dict[str, list[Document]]:
-        documents = read_path(self.path, self.suffixes)
+        documents = read_path(self.path, self.suffixes, left=self._left)
         if self.val_path is not None:
-            return {"train": documents, "val": read_path(self.val_path, self.suffixes, key="task.val_path")}
+            val = read_path(self.val_path, self.suffixes, key="task.val_path", left=self._left)
+            return {"train": documents, "val": val}
         if len(documents) == 1:
             name, content = documents[0]
             first, second = (len(content) * share // 100 for share in (90, 95))
