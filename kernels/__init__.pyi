@@ -12,6 +12,8 @@ from .delta_rule import delta_rule as delta_rule
 from .delta_rule import delta_rule_step as delta_rule_step
 from .gla import gla as gla
 from .gla import gla_step as gla_step
+from .grid_scan import LinePath as LinePath
+from .grid_scan import grid_scan as grid_scan
 from .pool_mix import pool_mix as pool_mix
 from .segment_pool import segment_pool as segment_pool
 from .selective_scan import selective_scan as selective_scan
@@ -21,4 +23,6 @@ from .spectral_filter import spectral_filter as spectral_filter
 from .spectral_mlp import spectral_mlp as spectral_mlp
 from .ssd import ssd as ssd
 from .ssd import ssd_step as ssd_step
+from .star_relu import star_relu as star_relu
+from .token_linear import token_linear as token_linear
 from .token_mlp import token_mlp as token_mlp

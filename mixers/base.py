@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .. import plugins
 from ..errors import ConfigError
 from ..schema import Size, lists_options
+from .layers import rename_parameters
 from .state import keep_rows
 
 MIXERS: dict[str, type[Mixer]] = {}
@@ -61,6 +62,7 @@ class Mixer(nn.Module):
         requires: for options that need others to have an effect, the values of these, e.g.
             `{"sink_tokens": {"window": 3}}`; the tests set them on both sides of the comparison.
         variants: combinations of options that the tests also try; the causal form may refuse some.
+        formerly: names of parameters in files of earlier versions, and what they are called now.
         inert: options that change neither output, parameters nor cost, such as a backend.
     """
 
@@ -81,6 +83,7 @@ class Mixer(nn.Module):
     requires: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     variants: ClassVar[Sequence[Mapping[str, Any]]] = ()
     inert: ClassVar[frozenset[str]] = frozenset()
+    formerly: ClassVar[Mapping[str, str]] = {}
 
     grid: Grid | None = None
     is_causal: bool = False
@@ -112,6 +115,10 @@ class Mixer(nn.Module):
 
     def reset_parameters(self) -> None:
         """Set the initial values. Called by the constructor; a backbone never overrides them."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        rename_parameters(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that take no weight decay: by default all vectors and scalars."""
@@ -156,6 +163,11 @@ class Mixer(nn.Module):
         raise ConfigError(f'mixer "{cls.name}" has no official implementation to convert from.')
 
     # -- helpers for subclasses
+
+    def memory_format(self, device: torch.device | None, dtype: torch.dtype | None) -> dict[str, Any]:
+        """Where a new state lives: by default where the first parameter does."""
+        like = next(self.parameters())
+        return {"device": device or like.device, "dtype": dtype or like.dtype}
 
     def refuse_mask(self, mask: Tensor | None) -> None:
         """Raise when a mask is given to a mixer that cannot honour it."""

@@ -124,7 +124,7 @@ def generate(
             positions, an option out of range, or a model that does not stream.
     """
     _check(model, max_new_tokens, temperature, top_k, top_p)
-    device = model.embedding.weight.device
+    device = next(model.parameters()).device
     if not isinstance(prompt, Tensor):
         if len(prompt) and not isinstance(prompt[0], int):
             model.check_ids(list(prompt), None, None)  # raises, and says how to pad

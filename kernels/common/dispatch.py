@@ -156,6 +156,11 @@ def _named(backend: str) -> str:
     return backend if backend != "auto" else default_backend()
 
 
+def without_triton(backend: str) -> str:
+    """For an op that has no Triton path and needs none: `MIXERZOO_KERNELS=triton` leaves it as it is."""
+    return "eager" if backend == "auto" and default_backend() == "triton" else backend
+
+
 def choose_backend(
     op: str,
     backend: str,

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigError, OptionError
-from ...kernels.cpu.pointwise import linear
 from ...schema import Base, Count, Size
 from ..base import Mixer
 from ..positions import (
@@ -155,7 +154,7 @@ class Attention(Mixer, name="attention"):
     def project(self, tokens: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, N, H, D), keys and values (B, N, G, D) of tokens (B, N, C), with their positions applied."""
         groups = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
-        q, k, v = linear(tokens, self.qkv.weight, self.qkv.bias).unflatten(-1, (-1, self.head_dim)).split(groups, -2)
+        q, k, v = self.qkv(tokens).unflatten(-1, (-1, self.head_dim)).split(groups, -2)
         q, k = self.q_norm(q), self.k_norm(k)
         if self.position == "rotary":
             if positions is None:
@@ -186,7 +185,7 @@ class Attention(Mixer, name="attention"):
             segment, valid = torch.where(valid, segment, -1), None
         q, k, v = self.project(tokens, positions)
         y = attend(q, k, v, rule, form=self.form, positions=positions, segment=segment, valid=valid)
-        y = linear(y.flatten(2), self.proj.weight, self.proj.bias)
+        y = self.proj(y.flatten(2))
         if order is not None:
             y = put_back(y, order)
         return y.reshape(*x.shape[:-1], -1)
@@ -200,12 +199,11 @@ class Attention(Mixer, name="attention"):
         if not self.is_causal:
             raise ConfigError('mixer "attention" streams only when it is causal.')
         size = 16 if self.window is None else self.sink_tokens + self.window
-        like = self.qkv.weight
-        device, dtype = device or like.device, dtype or like.dtype
+        where = self.memory_format(device, dtype)
         shape = (batch, size, self.num_kv_heads, self.head_dim)
-        keys, values = torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype)
-        positions = torch.full((batch, size), -1, device=device)
-        return KeyValueCache(keys, values, positions, torch.zeros(batch, device=device, dtype=torch.int64), 0)
+        keys, values = torch.zeros(shape, **where), torch.zeros(shape, **where)
+        positions = torch.full((batch, size), -1, device=where["device"])
+        return KeyValueCache(keys, values, positions, torch.zeros(batch, device=where["device"], dtype=torch.int64), 0)
 
     def step(self, x_t: Tensor, state: KeyValueCache) -> tuple[Tensor, KeyValueCache]:
         rule, query = self.rule(x_t.device), state.length[:, None]
@@ -244,7 +242,7 @@ class Attention(Mixer, name="attention"):
                 q, keys, values, rule,
                 form=self.form, positions=positions, key_positions=key_positions, valid=key_positions >= 0,
             )  # fmt: skip
-        y = linear(y.flatten(2), self.proj.weight, self.proj.bias)
+        y = self.proj(y.flatten(2))
         return (y if order is None else put_back(y, order)), extend(state, k, v, rule, added)
 
     @classmethod

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...errors import ConfigError
-from ...kernels.cpu.pointwise import linear
 from ..positions import document_rows, padding_last, put_back, reorder, rows_apart, without_padding
 from .attention import Attention, HeadOptions
 
@@ -68,7 +67,7 @@ class CachedAttention(Attention):
 
     def project_out(self, y: Tensor) -> Tensor:
         """Heads (B, N, H, D) to channels (B, N, C)."""
-        return linear(y.flatten(2), self.proj.weight, self.proj.bias)
+        return self.proj(y.flatten(2))
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
         self.check_grid(x)
@@ -97,10 +96,7 @@ class CachedAttention(Attention):
         """
         if not self.is_causal:
             raise ConfigError(f'mixer "{self.name}" streams only when it is causal.')
-        like = self.qkv.weight
-        return torch.zeros(
-            batch, places, self.num_kv_heads, self.head_dim, device=device or like.device, dtype=dtype or like.dtype
-        )
+        return torch.zeros(batch, places, self.num_kv_heads, self.head_dim, **self.memory_format(device, dtype))
 
     def prefill(  # type: ignore[override] - states of their own
         self, x: Tensor, *, mask: Tensor | None = None, state: Any = None

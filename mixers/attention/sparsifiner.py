@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from ...errors import ConfigError
 from ...schema import Count, Fraction, NonNegative, Share, Size
 from ..base import Grid, Mixer
+from ..layers import FullPrecisionLinear, full_precision
 from ..positions import without_padding
 from ..resize import resize_tokens_weight
-from ..spectral.spectrum import full_precision
 
 
 class _AddGradient(torch.autograd.Function):
@@ -77,8 +77,8 @@ class ConnectivityPredictor(nn.Module):
         self.budget = budget
         self.basis_threshold, self.coef_topk = basis_threshold, coef_topk
         self.coef_threshold, self.score_threshold = coef_threshold, score_threshold
-        self.proj_q = nn.Linear(head_dim, reduced)
-        self.proj_k = nn.Linear(head_dim, reduced)
+        self.proj_q = FullPrecisionLinear(head_dim, reduced)
+        self.proj_k = FullPrecisionLinear(head_dim, reduced)
         self.basis_in = nn.Parameter(torch.empty(tokens, basis))
         self.basis_out = self.basis_in if shared else nn.Parameter(torch.empty(tokens, basis))
         self.reset_parameters()
@@ -92,14 +92,10 @@ class ConnectivityPredictor(nn.Module):
 
     def coefficients(self, q: Tensor, k: Tensor, valid: Tensor | None, first: int) -> Tensor:
         """Dense coefficients `(B, H, N, K)` of queries and keys `(B, H, N, D)`; `first` skips rows of the tables."""
-
-        def reduce(x: Tensor, layer: nn.Linear) -> Tensor:
-            return F.linear(x, full_precision(layer.weight), full_precision(layer.bias))
-
-        k = reduce(full_precision(k), self.proj_k)
+        k = self.proj_k(k)
         if valid is not None:
             k = k.masked_fill(~valid[:, None, :, None], 0.0)
-        logits = reduce(full_precision(q), self.proj_q) @ (k.mT @ full_precision(self.basis_in[first:]))
+        logits = self.proj_q(q) @ (k.mT @ full_precision(self.basis_in[first:]))
         return (logits * self.scale).softmax(-1)
 
     def scores(self, coef: Tensor, first: int) -> Tensor:

@@ -6,22 +6,19 @@ Axis letters: B batch, N tokens, C channels, E hidden channels, H height, W widt
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ... import kernels
 from ...errors import ConfigError, OptionError
-from ...kernels.cpu.depthwise import star_relu_depthwise_conv
-from ...kernels.cpu.pointwise import linear, star_relu_linear
 from ...schema import Positive, Size
 from ..base import Grid, Mixer
+from ..layers import StarReLU, on_map
 from ..positions import put_back, real_first, without_padding
-from ..state import last_tokens
+from ..recurrent.recurrent_mixer import ShortConv
 
-_CONVS = {1: F.conv1d, 3: F.conv3d}
+_CONVS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 class SeparableConv(Mixer, name="conv"):
@@ -45,6 +42,9 @@ class SeparableConv(Mixer, name="conv"):
     streams = True
     source = "MetaFormer Baselines for Vision (2022), arXiv:2210.13452"
     alternatives = {"expansion_ratio": 1.5, "kernel_size": 3}
+    formerly: ClassVar = {
+        "act_scale": "act.scale", "act_bias": "act.bias", "weight": "conv.weight", "conv_bias": "conv.bias"
+    }  # fmt: skip
 
     def __init__(
         self,
@@ -65,23 +65,24 @@ class SeparableConv(Mixer, name="conv"):
         self.is_causal, self.kernel_size, self.rank = causal, kernel_size, rank
         self.hidden = int(expansion_ratio * dim)
         self.fc1 = nn.Linear(dim, self.hidden, bias=bias)
-        self.act_scale = nn.Parameter(torch.empty(1))
-        self.act_bias = nn.Parameter(torch.empty(1))
-        self.weight = nn.Parameter(torch.empty(self.hidden, 1, *(kernel_size,) * rank))
-        self.conv_bias = nn.Parameter(torch.empty(self.hidden)) if bias else None
+        self.act = StarReLU()
+        self.conv: Any = (
+            ShortConv(self.hidden, kernel_size, bias=bias, activation=None)
+            if causal
+            else _CONVS[rank](
+                self.hidden, self.hidden, kernel_size, padding=kernel_size // 2, groups=self.hidden, bias=bias
+            )
+        )
         self.fc2 = nn.Linear(self.hidden, dim, bias=bias)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        for weight in (self.fc1.weight, self.weight, self.fc2.weight):
-            nn.init.trunc_normal_(weight, std=0.02)
-        for bias in (self.fc1.bias, self.conv_bias, self.fc2.bias, self.act_bias):
-            if bias is not None:
-                nn.init.zeros_(bias)
-        nn.init.ones_(self.act_scale)
-
-    def _expand(self, x: Tensor) -> Tensor:
-        return star_relu_linear(x, self.fc1.weight, self.fc1.bias, self.act_scale, self.act_bias)
+        """Truncated normal weights of standard deviation 0.02, zero biases, as published."""
+        for layer in (self.fc1, self.conv, self.fc2):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        self.act.reset_parameters()
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
         if x.ndim - 2 != self.rank:
@@ -91,50 +92,48 @@ class SeparableConv(Mixer, name="conv"):
         if document_ids is not None and not self.is_causal:
             raise ConfigError('mixer "conv" honours document_ids in its causal form only.')
         if self.is_causal:
-            return self._causal(x, mask, document_ids, None)
-        x = without_padding(x, mask)
-        if self.rank == 2:
-            first = (self.fc1.weight, self.fc1.bias, self.act_scale, self.act_bias)
-            mixed: Any = star_relu_depthwise_conv(x, *first, self.weight, self.conv_bias, mask)
-            return linear(mixed, self.fc2.weight, self.fc2.bias)
-        hidden = self._expand(x)
+            return self._causal(x, mask, document_ids, None, return_state=False)[0]
+        hidden = self.act(self.fc1(without_padding(x, mask)))
         if mask is not None:
-            hidden = hidden * mask.unsqueeze(-1)
-        conv, padding = _CONVS[self.rank], self.kernel_size // 2
-        mixed = conv(hidden.movedim(-1, 1), self.weight, self.conv_bias, padding=padding, groups=self.hidden)
-        return linear(mixed.movedim(1, -1), self.fc2.weight, self.fc2.bias)
+            hidden = hidden.masked_fill(~mask.unsqueeze(-1), 0.0)
+        return self.fc2(on_map(self.conv, hidden))
 
-    def _causal(self, x: Tensor, mask: Tensor | None, document_ids: Tensor | None, state: Tensor | None) -> Tensor:
-        order = None
+    def _causal(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        document_ids: Tensor | None,
+        state: Tensor | None,
+        *,
+        return_state: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        order = real = None
         if mask is not None:
-            x, _, document_ids, order = real_first(x, mask, document_ids)
-        mixed: Any = kernels.causal_conv1d(
-            self._expand(x), self.weight.squeeze(1), self.conv_bias, initial_state=state, document_ids=document_ids
+            x, real, document_ids, order = real_first(x, mask, document_ids)
+        mixed, state = self.conv(
+            self.act(self.fc1(x)), real=real, document_ids=document_ids, state=state, return_state=return_state
         )
-        y = linear(mixed, self.fc2.weight, self.fc2.bias)
-        return y if order is None else put_back(y, order)
+        y = self.fc2(mixed)
+        return (y if order is None else put_back(y, order)), state
 
     def init_state(self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Tensor:
         """The last `kernel_size - 1` hidden tokens, `(B, K - 1, E)`."""
         return torch.zeros(batch, self.kernel_size - 1, self.hidden, device=device, dtype=dtype)
 
     def step(self, x_t: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        mixed, state = kernels.causal_conv1d_step(self._expand(x_t), self.weight.squeeze(1), self.conv_bias, state)
+        mixed, state = self.conv.step(self.act(self.fc1(x_t)), state)
         return self.fc2(mixed), state
 
-    def prefill(self, x: Tensor, *, mask: Tensor | None = None, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        y = self._causal(x, mask, None, state)
-        return y, last_tokens(self._expand(x), self.kernel_size - 1, mask, state)
+    def prefill(self, x: Tensor, *, mask: Tensor | None = None, state: Any = None) -> tuple[Tensor, Any]:
+        return self._causal(x, mask, None, state, return_state=True)
 
     @classmethod
     def convert_official(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """From `SepConv` of the official code (linear weights) or of timm (1x1 convolutions)."""
         names = {
             "pwconv1": "fc1",
-            "act1.scale": "act_scale",
-            "act1.bias": "act_bias",
-            "dwconv.weight": "weight",
-            "dwconv.bias": "conv_bias",
+            "act1": "act",
+            "dwconv": "conv",
             "pwconv2": "fc2",
         }
         out = {}

@@ -16,6 +16,7 @@ from ...errors import ConfigError, OptionError
 from ...kernels import shift
 from ...schema import OddSize, Share, Size
 from ..base import Mixer
+from ..layers import on_map
 from ..mlp.grid_mixing import renamed
 from ..positions import document_rows, put_back, real_first, rows_apart, without_padding
 from ..state import last_tokens
@@ -188,11 +189,7 @@ class MixShift(Mixer, name="mix_shift"):
 
     def _mix(self, conv: nn.Conv2d, part: Tensor, offset: list[int]) -> Tensor:
         """A channel group rolled around the border, then convolved."""
-        rolled = shift(part, [offset], padding="wrap", backend=self.backend)
-        if conv.weight.shape[-1] == 1:  # a scale and a shift for each channel, without a convolution's set-up
-            assert conv.bias is not None
-            return torch.addcmul(conv.bias, rolled, conv.weight.flatten())
-        return conv(rolled.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return on_map(conv, shift(part, [offset], padding="wrap", backend=self.backend))
 
     @classmethod
     def convert_official(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

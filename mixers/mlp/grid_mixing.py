@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import ConfigError, OptionError
-from ...kernels.cpu.token_linear import token_linear
+from ...kernels import token_linear
 from ..base import Grid, Mixer
 from ..positions import document_rows, put_back, real_first, rows_apart, without_padding
 from ..resize import resize_tokens_weight
@@ -196,7 +196,7 @@ class MatrixMixer(PositionMixer):
             heads = v.unflatten(-1, (matrix.shape[0], -1)).transpose(1, 2)
             mixed = torch.matmul(matrix, heads).transpose(1, 2).flatten(2)
         elif self.bias is not None:
-            return token_linear(matrix, self.bias[:length], v)
+            return token_linear(v, matrix, self.bias[:length])
         else:
             mixed = F.linear(v.transpose(1, 2), matrix).transpose(1, 2)
         return mixed if self.bias is None else mixed + self.bias[:length].unsqueeze(-1)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .recurrent_mixer import Projection, RecurrentMixer, ShortConv
+from .recurrent_mixer import RecurrentMixer, ShortConv
 
 
 class LinearState(NamedTuple):
@@ -35,10 +35,10 @@ class LinearHeads(RecurrentMixer):
     def _build(self, dim: int, extra: tuple[int, ...], d_conv: int, output_gate: bool, norm_eps: float | None) -> None:
         self.qkv_width = 2 * self.key_width + self.value_width
         self.parts = (self.qkv_width, self.value_width if output_gate else 0, *extra)
-        self.in_proj = Projection(dim, sum(self.parts), bias=False)
+        self.in_proj = nn.Linear(dim, sum(self.parts), bias=False)
         self.conv1d = ShortConv(self.qkv_width, d_conv, bias=False) if d_conv else None
         self.norm = None if norm_eps is None else nn.RMSNorm(self.head_v_dim, eps=norm_eps)
-        self.out_proj = Projection(self.value_width, dim, bias=False)
+        self.out_proj = nn.Linear(self.value_width, dim, bias=False)
 
     def _reset(self) -> None:
         """Xavier uniform with gain 2^-2.5 for every projection by itself, as in RetNet and GLA."""

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels.causal_conv1d import causal_conv1d, causal_conv1d_step
-from ...kernels.cpu.pointwise import linear
 from ..base import Mixer
 from ..positions import put_back, real_first
 from ..state import last_tokens
@@ -76,21 +75,6 @@ class RecurrentMixer(Mixer):
 
     def prefill(self, x: Tensor, *, mask: Tensor | None = None, state: Any = None) -> tuple[Tensor, Any]:
         return self._run(x, mask, None, state, True)
-
-    def memory_format(self, device: torch.device | None, dtype: torch.dtype | None) -> dict[str, Any]:
-        """Where a new state lives: by default where the first parameter does."""
-        like = next(self.parameters())
-        return {"device": device or like.device, "dtype": dtype or like.dtype}
-
-
-class Projection(nn.Linear):
-    """A linear layer that takes the faster product of a CPU for sequences (`kernels.pointwise.linear`).
-
-    A single token, `(B, C)`, is a matrix-vector product, for which that would rearrange the whole weight.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) if x.ndim < 3 else linear(x, self.weight, self.bias)
 
 
 class ShortConv(nn.Module):

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...kernels.common.dispatch import choose_backend
-from ...kernels.cpu.depthwise import depthwise_conv
-from ...kernels.cpu.grid_scan import LinePath, grid_scan
+from ...kernels.grid_scan import LinePath, grid_scan
 from ...kernels.selective_scan import selective_scan
 from ...schema import OddSize, Positive, Size
 from ..base import Grid, Mixer
+from ..layers import on_map
 from ..orders.orders import Order
 from .recurrent_mixer import log_uniform_dt_bias
 
@@ -131,7 +131,7 @@ class SS2D(Mixer, name="ss2d"):
 
     def convolve(self, u: Tensor) -> Tensor:
         """The depthwise convolution of `(B, H, W, E)`."""
-        return u if self.conv2d is None else depthwise_conv(u, self.conv2d.weight, self.conv2d.bias)
+        return u if self.conv2d is None else on_map(self.conv2d, u)
 
     def put_back(self, y: Tensor, grid: Grid) -> Tensor:
         """The paths' results `(B, L, K, E)` on the grid, added."""
@@ -174,7 +174,7 @@ class SS2D(Mixer, name="ss2d"):
             y = grid_scan(u, low, self.dt_proj, self.dt_bias, rates, skip, lines)
         else:
             y = self.put_back(self.scan_copies(u, low, rates, skip), grid)
-        y = self.norm(y.to(self.norm.weight.dtype))
+        y = self.norm(y)
         return self.out_proj(y if z is None else y * F.silu(z))
 
     @classmethod

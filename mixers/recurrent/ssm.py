@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from ...errors import OptionError
 from ...kernels.selective_scan import selective_scan, selective_scan_step
 from ...kernels.ssd import ssd, ssd_step
 from ...schema import AtLeast, Epsilon, NonNegative, Positive, Size
-from .recurrent_mixer import Projection, RecurrentMixer, ShortConv, log_uniform_dt_bias
+from .recurrent_mixer import RecurrentMixer, ShortConv, log_uniform_dt_bias
 
 
 class SSMState(NamedTuple):
@@ -63,6 +63,7 @@ class Mamba(RecurrentMixer, name="mamba"):
         "dt_max": 1.0,
         "dt_init_floor": 0.05,
     }
+    formerly: ClassVar = {"dt_proj.bias": "dt_bias"}
 
     def __init__(
         self,
@@ -83,13 +84,15 @@ class Mamba(RecurrentMixer, name="mamba"):
         self.d_state = d_state
         self.dt_rank = math.ceil(dim / 16) if dt_rank is None else dt_rank
         self.d_inner = inner = expand * dim
-        self.in_proj = Projection(dim, 2 * inner, bias=bias)
+        self.in_proj = nn.Linear(dim, 2 * inner, bias=bias)
         self.conv1d = ShortConv(inner, d_conv, bias=conv_bias)
         self.x_proj = nn.Linear(inner, self.dt_rank + 2 * d_state, bias=False)
-        self.dt_proj = nn.Linear(self.dt_rank, inner)
+        # its bias joins in float32, inside of the scan: a step size does not bear rounding before its softplus
+        self.dt_proj = nn.Linear(self.dt_rank, inner, bias=False)
+        self.dt_bias = nn.Parameter(torch.empty(inner))
         self.A_log = nn.Parameter(torch.empty(inner, d_state))
         self.D = nn.Parameter(torch.empty(inner))
-        self.out_proj = Projection(inner, dim, bias=bias)
+        self.out_proj = nn.Linear(inner, dim, bias=bias)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -98,7 +101,7 @@ class Mamba(RecurrentMixer, name="mamba"):
             layer.reset_parameters()
         bound = self.dt_rank**-0.5
         nn.init.uniform_(self.dt_proj.weight, -bound, bound)
-        log_uniform_dt_bias(self.dt_proj.bias, *self.dt_range)
+        log_uniform_dt_bias(self.dt_bias, *self.dt_range)
         with torch.no_grad():
             self.A_log.copy_(torch.arange(1, self.d_state + 1, dtype=torch.float32).log().expand_as(self.A_log))
             self.D.fill_(1.0)
@@ -109,7 +112,7 @@ class Mamba(RecurrentMixer, name="mamba"):
     def _selection(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """dt before bias and softplus (..., E); B and C (..., 1, S)."""
         r, b, c = self.x_proj(u).split((self.dt_rank, self.d_state, self.d_state), -1)
-        return F.linear(r, self.dt_proj.weight), b.unsqueeze(-2), c.unsqueeze(-2)
+        return self.dt_proj(r), b.unsqueeze(-2), c.unsqueeze(-2)
 
     def scan(
         self,
@@ -132,7 +135,7 @@ class Mamba(RecurrentMixer, name="mamba"):
             u = u * real[..., None]
         result = selective_scan(
             u, delta, -torch.exp(self.A_log.float()), b, c, self.D.float(),
-            z=z, delta_bias=self.dt_proj.bias.float(), delta_softplus=True,
+            z=z, delta_bias=self.dt_bias.float(), delta_softplus=True,
             initial_state=ssm_state, document_ids=document_ids, return_final_state=return_state,
         )  # fmt: skip
         y, ssm_state = result if isinstance(result, tuple) else (result, None)
@@ -154,19 +157,45 @@ class Mamba(RecurrentMixer, name="mamba"):
         delta, b, c = self._selection(u)
         y, ssm_state = selective_scan_step(
             u, delta, -torch.exp(self.A_log.float()), b, c, self.D.float(), state.ssm,
-            z_t=z, delta_bias=self.dt_proj.bias.float(), delta_softplus=True,
+            z_t=z, delta_bias=self.dt_bias.float(), delta_softplus=True,
         )  # fmt: skip
         return self.out_proj(y), SSMState(conv_state, ssm_state)
 
     @classmethod
     def convert_official(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """From state-spaces' `Mamba` and transformers' `MambaMixer`: the same names, conv weights (E, 1, K)."""
-        return {k: v.squeeze(1) if k == "conv1d.weight" else v for k, v in state_dict.items()}
+        """From state-spaces' `Mamba` and transformers' `MambaMixer`: conv weights (E, 1, K), dt's bias in `dt_proj`."""
+        return {cls.formerly.get(k, k): v.squeeze(1) if k == "conv1d.weight" else v for k, v in state_dict.items()}
 
 
 def _divisor(width: int, limit: int) -> int:
     """The largest divisor of `width` that is at most `limit`."""
     return next(d for d in range(min(width, limit), 0, -1) if width % d == 0)
+
+
+class GatedGroupNorm(nn.Module):
+    """`w * rms_norm(y silu(z))`, the statistics over each group of channels: the norm of Mamba-2, arXiv:2405.21060.
+
+    Args:
+        dim: channels C.
+        groups: number of groups, a divisor of C.
+        eps: of the norm.
+
+    Shapes: y and z `(..., C)`, and the result, in the dtype of z; gate and norm run in float32.
+    """
+
+    def __init__(self, dim: int, groups: int, *, eps: float) -> None:
+        super().__init__()
+        self.groups, self.eps = groups, eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def reset_parameters(self) -> None:
+        """Ones."""
+        nn.init.ones_(self.weight)
+
+    def forward(self, y: Tensor, z: Tensor) -> Tensor:
+        gated = (y.float() * F.silu(z.float())).unflatten(-1, (self.groups, -1))
+        normal = F.rms_norm(gated, gated.shape[-1:], eps=self.eps).flatten(-2)
+        return (normal * self.weight.float()).to(z.dtype)
 
 
 class Mamba2(RecurrentMixer, name="mamba2"):
@@ -239,17 +268,17 @@ class Mamba2(RecurrentMixer, name="mamba2"):
         self.num_heads = inner // self.head_dim
         if self.num_heads % ngroups:
             raise OptionError("ngroups", f"{ngroups} does not divide the number of heads, {self.num_heads}.")
-        self.d_state, self.ngroups, self.norm_eps = d_state, ngroups, norm_eps
+        self.d_state, self.ngroups = d_state, ngroups
         self.A_init_range, self.dt_range = tuple(A_init_range), (dt_min, dt_max, dt_init_floor)
         self.dt_limit = (float(dt_limit[0]), float(dt_limit[1]))
         self.conv_width = inner + 2 * ngroups * d_state
-        self.in_proj = Projection(dim, inner + self.conv_width + self.num_heads, bias=bias)
+        self.in_proj = nn.Linear(dim, inner + self.conv_width + self.num_heads, bias=bias)
         self.conv1d = ShortConv(self.conv_width, d_conv, bias=conv_bias)
         self.A_log = nn.Parameter(torch.empty(self.num_heads))
         self.D = nn.Parameter(torch.empty(self.num_heads))
         self.dt_bias = nn.Parameter(torch.empty(self.num_heads))
-        self.norm = nn.RMSNorm(inner, eps=norm_eps)  # holds the weight; the statistics are per group
-        self.out_proj = Projection(inner, dim, bias=bias)
+        self.norm = GatedGroupNorm(inner, ngroups, eps=norm_eps)
+        self.out_proj = nn.Linear(inner, dim, bias=bias)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -278,11 +307,9 @@ class Mamba2(RecurrentMixer, name="mamba2"):
         )
 
     def _output(self, y: Tensor, u: Tensor, z: Tensor) -> Tensor:
-        """Skip, gate, norm by group and projection; gate and norm in float32."""
+        """Skip, gate, norm by group and projection."""
         y = (y + self.D.to(y.dtype)[:, None] * u).flatten(-2)
-        gated = (y.float() * F.silu(z.float())).unflatten(-1, (self.ngroups, -1))
-        gated = F.rms_norm(gated, gated.shape[-1:], eps=self.norm_eps).flatten(-2)
-        return self.out_proj((gated * self.norm.weight.float()).to(z.dtype))
+        return self.out_proj(self.norm(y, z))
 
     def scan(
         self,

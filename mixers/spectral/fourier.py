@@ -19,8 +19,9 @@ from ...errors import ConfigError, OptionError
 from ...kernels import spectral_filter, spectral_mlp
 from ...schema import Fraction, NonNegative, Size
 from ..base import Grid, Mixer
+from ..layers import full_precision
 from ..resize import resize_spectral_weight
-from .spectrum import from_modes, full_precision, low_modes, to_modes
+from .spectrum import from_modes, low_modes, to_modes
 
 
 def _real_fourier(x: Tensor, ortho: bool) -> Tensor:

@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 from ...errors import ConfigError
 from ...schema import Bounds, Count, Size
+from ..layers import FullPrecisionLinear, full_precision
 from ..positions import document_rows, rows_apart
-from ..recurrent.recurrent_mixer import Projection, RecurrentMixer, ShortConv
+from ..recurrent.recurrent_mixer import RecurrentMixer, ShortConv
 
 
 class LongConvState(NamedTuple):
@@ -56,14 +57,14 @@ def position_features(length: int, emb_dim: int, device: torch.device | None = N
 
 
 class _LongConv(RecurrentMixer):
-    """State and convolution that both mixers share. A subclass has `l_max`, `kernel(length)` and `_width`."""
+    """State and convolution that both mixers share. A subclass has `l_max`, `kernel(length, like)` and `_width`."""
 
     complexity = "N log N"
     l_max: int
     _width: int
 
-    def kernel(self, length: int) -> Tensor:
-        """The first `length` taps, (length, C)."""
+    def kernel(self, length: int, like: Tensor) -> Tensor:
+        """The first `length` taps, (length, C), on the device of `like`."""
         raise NotImplementedError
 
     def _check_length(self, length: int) -> None:
@@ -74,10 +75,10 @@ class _LongConv(RecurrentMixer):
         """Long convolution of (B, N, C); of each packed document by itself."""
         self._check_length(w.shape[1])
         if document_ids is None:
-            return causal_fft_conv(w, self.kernel(w.shape[1]))
+            return causal_fft_conv(w, self.kernel(w.shape[1], w))
         # every document becomes a row: the FFT sees nothing else. The number of rows depends on the data.
         index, rows, longest = document_rows(document_ids)
-        return causal_fft_conv(rows_apart(w, index, rows, longest), self.kernel(longest))[index]
+        return causal_fft_conv(rows_apart(w, index, rows, longest), self.kernel(longest, w))[index]
 
     def _continue(
         self, w: Tensor, real: Tensor | None, state: LongConvState | None, conv: Tensor, return_state: bool
@@ -98,7 +99,7 @@ class _LongConv(RecurrentMixer):
         if state is None:
             y = self._convolve(w, None)
         else:
-            y = causal_fft_conv(past, self.kernel(self.l_max)).gather(1, index)
+            y = causal_fft_conv(past, self.kernel(self.l_max, w)).gather(1, index)
         return y, LongConvState(conv, past, before + added) if return_state else None
 
     def _long_step(self, w_t: Tensor, state: LongConvState) -> tuple[Tensor, Tensor]:
@@ -108,7 +109,7 @@ class _LongConv(RecurrentMixer):
         places = torch.arange(self.l_max, device=w_t.device)
         past = torch.where((places == state.length[:, None])[..., None], w_t[:, None].to(state.past.dtype), state.past)
         lag = state.length[:, None] - places
-        taps = self.kernel(self.l_max)[lag.clamp_min(0)]
+        taps = self.kernel(self.l_max, w_t)[lag.clamp_min(0)]
         taps = torch.where((lag >= 0)[..., None], taps.float(), 0.0)
         return torch.einsum("blc,blc->bc", taps, past.float()).to(w_t.dtype), past
 
@@ -133,8 +134,8 @@ class HyenaFilter(nn.Module):
         super().__init__()
         self.z = nn.Parameter(position_features(l_max, emb_dim))
         widths = [emb_dim, *[order] * (inner + 1)]
-        self.layers: Any = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
-        self.last = nn.Linear(order, dim, bias=False)
+        self.layers: Any = nn.ModuleList(FullPrecisionLinear(a, b) for a, b in itertools.pairwise(widths))
+        self.last = FullPrecisionLinear(order, dim, bias=False)
         self.frequency = frequency
         self.freq = nn.Parameter(torch.full((order,), float(frequency)))
 
@@ -154,11 +155,10 @@ class HyenaFilter(nn.Module):
     def forward(self, length: int) -> Tensor:
         """The first `length` taps, (length, C), in float32."""
         with torch.autocast(self.z.device.type, enabled=False):
-            hidden = self.z[:length].float()
+            hidden = self.z[:length].clone()  # torch's counter of FLOPs fails on a layer's input that views a parameter
             for layer in self.layers:
-                bias = None if layer.bias is None else layer.bias.float()
-                hidden = torch.sin(self.freq.float() * F.linear(hidden, layer.weight.float(), bias))
-            taps = F.linear(hidden, self.last.weight.float())
+                hidden = torch.sin(full_precision(self.freq) * layer(hidden))
+            taps = self.last(hidden)
             time = torch.linspace(0, 1, self.z.shape[0], device=self.z.device)[:length, None]
             return taps * torch.exp(-time * self.decay())
 
@@ -202,11 +202,11 @@ class LongConv(_LongConv, name="long_conv"):
     ) -> None:
         super().__init__()
         self.l_max, self._width = l_max, dim
-        self.in_proj = Projection(dim, 3 * dim)
+        self.in_proj = nn.Linear(dim, 3 * dim)
         self.short_filter = ShortConv(3 * dim, short_filter_order, activation=None)
         self.filter_fn = HyenaFilter(dim, l_max, filter_order, emb_dim, num_inner_mlps, w)
         self.bias = nn.Parameter(torch.empty(dim))
-        self.out_proj = Projection(dim, dim)
+        self.out_proj = nn.Linear(dim, dim)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -218,7 +218,7 @@ class LongConv(_LongConv, name="long_conv"):
     def no_weight_decay(self) -> set[str]:
         return super().no_weight_decay() | {"filter_fn.z"}
 
-    def kernel(self, length: int) -> Tensor:
+    def kernel(self, length: int, like: Tensor) -> Tensor:
         return self.filter_fn(length)
 
     def scan(
@@ -325,12 +325,11 @@ class BaseConv(_LongConv, name="base_conv"):
         if self.filter is not None:
             nn.init.normal_(self.filter)
 
-    def kernel(self, length: int) -> Tensor:
+    def kernel(self, length: int, like: Tensor) -> Tensor:
         if self.filter is not None:
             return self.filter[:, :length].mT
         assert self.mlp is not None
-        weight = self.projection.weight
-        return self.mlp(position_features(self.l_max, 3, weight.device)[:length].to(weight.dtype))
+        return self.mlp(position_features(self.l_max, 3, like.device)[:length].to(like.dtype))
 
     def _gate(self, x: Tensor, conv: Tensor) -> Tensor:
         factor = self.projection(x)

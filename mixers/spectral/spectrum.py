@@ -16,11 +16,6 @@ from torch import Tensor
 from ..base import Grid
 
 
-def full_precision(x: Tensor) -> Tensor:
-    """`x` in float32, or as it is in float64: half-precision FFTs exist for powers of two on a GPU only."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
-
-
 class _ToModes(torch.autograd.Function):
     """`_to_modes` with its adjoint, which is the inverse transform but for a factor.
 

@@ -21,7 +21,7 @@ from ...mixers.state import state_bytes
 from ...schema import problem, split_spec
 from ..parts.blocks import init_weights, no_weight_decay
 from ..parts.language_block import LanguageBlock
-from ..parts.language_heads import ClassifierHead, LMHead, MaskedLMHead, ReconstructionHead, last_index
+from ..parts.language_heads import ClassifierHead, MaskedLMHead, ReconstructionHead, TiedLinear, last_index, lm_head
 from ..parts.norms import NORMS
 from .language_config import LanguageConfig, check_config, check_inputs
 from .layers import Place, StageSpec, build_block, stage_specs
@@ -51,6 +51,12 @@ def _give_positions(specs: list[StageSpec], position: str) -> None:
         )
 
 
+def _tie_again(model: nn.Module, _: Any) -> None:
+    """After `load_state_dict(..., assign=True)` has given the embedding another parameter."""
+    assert isinstance(model, Language)
+    model.tie_weights()
+
+
 class Language(nn.Module):
     """A language model or text encoder of MetaFormer blocks.
 
@@ -78,10 +84,30 @@ class Language(nn.Module):
         self.blocks: Any = nn.ModuleList(self._blocks(config))
         self.norm = nn.Identity() if post else NORMS.build(config.norm, dim, key="norm")
         self.head = self._head(config)
-        init_weights(self, config.init_std)
-        for table in (self.embedding, self.position, self.token_type):
+        self.tie_weights()
+        self.register_load_state_dict_post_hook(_tie_again)
+        self.init_weights()
+
+    def tie_weights(self) -> None:
+        """Give a tied head the matrix of the token embedding; needed again after `to_empty`, which makes copies."""
+        head = self.lm_head
+        if isinstance(head, TiedLinear):
+            head.tie(self.embedding.weight)
+
+    @property
+    def lm_head(self) -> nn.Linear | None:
+        """The layer that gives logits over the vocabulary, if there is one."""
+        head = self.head.decoder if isinstance(self.head, MaskedLMHead) else self.head
+        return head if isinstance(head, nn.Linear) else None
+
+    def init_weights(self) -> None:
+        """Initial values of everything but the mixers, which own theirs."""
+        init_weights(self, self.config.init_std)
+        head = self.lm_head
+        own_head = None if isinstance(head, TiedLinear) else head
+        for table in (self.embedding, self.position, self.token_type, own_head):
             if table is not None:
-                nn.init.normal_(table.weight, std=self._table_std(config))
+                nn.init.normal_(table.weight, std=self._table_std(self.config))
 
     @staticmethod
     def _blocks(config: LanguageConfig) -> list[nn.Module]:
@@ -105,13 +131,11 @@ class Language(nn.Module):
 
     @classmethod
     def _head(cls, config: LanguageConfig) -> nn.Module:
-        tied, std = config.tie_embeddings, cls._table_std(config)
+        tied = config.tie_embeddings
         if config.objective == "causal_lm":
-            return LMHead(config.dim, config.vocab_size, tied=tied, init_std=std)
+            return lm_head(config.dim, config.vocab_size, tied=tied)
         if config.objective == "masked_lm":
-            return MaskedLMHead(
-                config.dim, config.vocab_size, tied=tied, norm=config.norm, act=config.head_act, init_std=std
-            )
+            return MaskedLMHead(config.dim, config.vocab_size, tied=tied, norm=config.norm, act=config.head_act)
         if config.objective == "classify":
             return ClassifierHead(config.dim, config.num_classes, pool=config.pool, dropout=config.dropout)
         if config.objective == "reconstruct":
@@ -140,7 +164,8 @@ class Language(nn.Module):
             assert positions is not None
             x = x + self.position(positions)
         if self.token_type is not None:
-            x = x + (self.token_type.weight[0] if token_types is None else self.token_type(token_types))
+            first = input_ids.new_zeros((1,) * input_ids.ndim)
+            x = x + self.token_type(first if token_types is None else token_types)
         x = self.projection(self.embedding_norm(x))
         return F.dropout(x, self.config.dropout) if self.config.dropout and self.training else x
 
@@ -194,8 +219,6 @@ class Language(nn.Module):
 
     def forward_head(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Features (B, N, C) to what the objective says."""
-        if isinstance(self.head, LMHead):
-            return self.head(x, self.embedding.weight)
         return self.head(x, mask) if isinstance(self.head, (ClassifierHead, ReconstructionHead)) else self.head(x)
 
     def forward(
@@ -233,9 +256,9 @@ class Language(nn.Module):
             ConfigError: the model is not causal, or one of its mixers does not stream.
         """
         self._check_streams()
-        weight = self.embedding.weight
-        layers = tuple(b.mixer.init_state(batch, device=weight.device, dtype=weight.dtype) for b in self.blocks)
-        return LanguageState(layers, torch.zeros(batch, dtype=torch.int64, device=weight.device))
+        like = next(self.parameters())
+        layers = tuple(b.mixer.init_state(batch, device=like.device, dtype=like.dtype) for b in self.blocks)
+        return LanguageState(layers, torch.zeros(batch, dtype=torch.int64, device=like.device))
 
     def _check_streams(self) -> None:
         if not self.config.causal:
@@ -293,13 +316,13 @@ class Language(nn.Module):
 
     def _token_head(self, x: Tensor) -> Tensor:
         x = self.norm(x)
-        return self.head(x, self.embedding.weight) if isinstance(self.head, LMHead) else x
+        return x if self.lm_head is None else self.head(x)
 
     def state_bytes(self, length: int = 0) -> int:
         """Bytes of the state of one row after `length` tokens."""
         state = self.init_state(1)
         if length:
-            device = self.embedding.weight.device
+            device = state.length.device
             with torch.no_grad():
                 _, state = self.prefill(torch.zeros(1, length, dtype=torch.int64, device=device))
         return state_bytes(state.layers)

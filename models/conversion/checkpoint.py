@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...errors import ConfigError
+from ...mixers.layers import rename_parameters
 from ...schema import defaults_of
 from ..registry import apply_overrides, build_model, config_of
 from ..resize import resize_grid
@@ -237,6 +238,8 @@ def load_into(config: dict[str, Any], path: str | Path, *, native_size: Any = No
     _check_source(found, layout, model)
     if layout is not None:
         state = layout.convert(state, config)
+    for name, module in model.named_modules():
+        rename_parameters(module, state, f"{name}." if name else "")
     state = _adapt_channels(_adapt_classes(state, model, found.file), model, config, found.file)
     sizes = [size for size in ((saved or {}).get("image_size"), native_size) if size is not None]
     if not hasattr(getattr(model, "config", None), "image_size"):

@@ -133,7 +133,7 @@ def _convert_fnet(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Sta
         elif match := re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)", stem):
             ours[f"blocks.{match[1]}.{_FNET_LAYER.get(match[2], match[2])}.{leaf}"] = tensor
         elif key == "cls.predictions.bias":
-            ours["head.bias"] = tensor
+            ours["head.decoder.bias"] = tensor
     if config.get("objective") != "masked_lm":
         ours = {k: v for k, v in ours.items() if not k.startswith("head.")}
     return ours

@@ -92,8 +92,13 @@ class MixerZooForCausalLM(PreTrainedModel, GenerationMixin):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.model.embedding = value  # pyright: ignore[reportAttributeAccessIssue] - transformers passes any module
 
-    def get_output_embeddings(self) -> None:
-        """None: a tied head has no matrix of its own, and transformers must not tie it again."""
+    def tie_weights(self, *args: Any, **options: Any) -> None:
+        """Tie the head as the model does; transformers calls this where it has put in other parameters."""
+        self.model.tie_weights()
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The layer that gives the logits; adapters of "all linear layers" leave it out."""
+        return self.model.lm_head
 
     def forward(
         self,

@@ -8,9 +8,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels.cpu.pointwise import linear, mlp
 from ...schema import Parts, Positive, Probability, Size
-from .norms import ACTIVATIONS, StarReLU, star_mlp
+from .norms import ACTIVATIONS
 
 CHANNEL_MIXERS = Parts("channel mixer", __name__)
 
@@ -52,15 +51,10 @@ class Mlp(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        first, second = self.fc1, self.fc2
+        hidden = self.act(self.fc1(x))
         if self.dropout and self.training:
-            hidden = F.dropout(self.act(first(x)), self.dropout)
-            return F.dropout(second(hidden), self.dropout)
-        if isinstance(self.act, StarReLU):
-            return star_mlp(x, first.weight, first.bias, self.act, second.weight, second.bias)
-        if isinstance(self.act, nn.GELU) and self.act.approximate == "none":
-            return mlp(x, first.weight, first.bias, second.weight, second.bias, activation="gelu")
-        return linear(self.act(linear(x, first.weight, first.bias)), second.weight, second.bias)
+            return F.dropout(self.fc2(F.dropout(hidden, self.dropout)), self.dropout)
+        return self.fc2(hidden)
 
 
 @CHANNEL_MIXERS.register("gated_mlp")
@@ -95,5 +89,5 @@ class GatedMlp(nn.Module):
         self.fc2 = nn.Linear(width, dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, value = linear(x, self.fc1.weight, self.fc1.bias).chunk(2, dim=-1)
-        return linear(self.act(gate) * value, self.fc2.weight, self.fc2.bias)
+        gate, value = self.fc1(x).chunk(2, dim=-1)
+        return self.fc2(self.act(gate) * value)

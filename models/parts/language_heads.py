@@ -5,47 +5,91 @@ Axis letters: B batch, N tokens, C channels, V vocabulary, K classes.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...mixers.layers import rename_parameters
 from .norms import ACTIVATIONS, NORMS
 
 
-class LMHead(nn.Module):
+class TiedLinear(nn.Linear):
+    """A linear layer whose weight is another module's, set by `tie`. Files hold that weight once, under its own name.
+
+    `(..., C)` to `(..., V)`; the bias is its own.
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, bias: bool = False) -> None:
+        super().__init__(in_features, out_features, bias=bias, device="meta")
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+
+    def tie(self, weight: Tensor) -> None:
+        """Share a weight `(V, C)`."""
+        self.weight = weight  # pyright: ignore[reportAttributeAccessIssue] - a parameter, which is known as a tensor
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.pop(f"{prefix}weight", None)
+
+    def _load_from_state_dict(  # the signature is torch's
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        key = f"{prefix}weight"
+        rest = {k: v for k, v in state_dict.items() if k != key}
+        super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        if key in missing_keys:
+            missing_keys.remove(key)
+        if key in state_dict:
+            unexpected_keys.append(key)
+
+
+def lm_head(dim: int, vocab_size: int, *, tied: bool, bias: bool = False) -> nn.Linear:
     """Logits over the vocabulary, (..., C) -> (..., V).
 
     Args:
         dim: C.
         vocab_size: V.
-        tied: use the matrix of the token embedding, given to `forward`, in place of an own one.
-        init_std: deviation of the initial values of the own one.
+        tied: with the matrix of the token embedding, see `TiedLinear`.
+        bias: whether to add a bias, at first zero.
+    """
+    return (TiedLinear if tied else nn.Linear)(dim, vocab_size, bias=bias)
+
+
+class MaskedLMHead(nn.Module):
+    """Dense layer, activation and norm before the logits, which have a bias. BERT (2018), arXiv:1810.04805.
+
+    Args:
+        dim: C.
+        vocab_size: V.
+        tied: with the matrix of the token embedding.
+        norm: norm by name or mapping.
+        act: activation by name.
     """
 
-    def __init__(self, dim: int, vocab_size: int, *, tied: bool, init_std: float = 0.02) -> None:
+    formerly: ClassVar = {"weight": "decoder.weight", "bias": "decoder.bias"}
+
+    def __init__(self, dim: int, vocab_size: int, *, tied: bool, norm: Any, act: str) -> None:
         super().__init__()
-        self.weight = None if tied else nn.Parameter(torch.empty(vocab_size, dim))
-        if self.weight is not None:
-            nn.init.normal_(self.weight, std=init_std)
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        return F.linear(x, embedding if self.weight is None else self.weight)
-
-
-class MaskedLMHead(LMHead):
-    """Dense layer, activation and norm before the logits, which have a bias. BERT (2018), arXiv:1810.04805."""
-
-    def __init__(self, dim: int, vocab_size: int, *, tied: bool, norm: Any, act: str, init_std: float = 0.02) -> None:
-        super().__init__(dim, vocab_size, tied=tied, init_std=init_std)
         self.dense = nn.Linear(dim, dim)
         self.act = ACTIVATIONS.build(act, key="head_act")
         self.norm = NORMS.build(norm, dim, key="norm")
-        self.bias = nn.Parameter(torch.zeros(vocab_size))
+        self.decoder = lm_head(dim, vocab_size, tied=tied, bias=True)
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        return super().forward(self.norm(self.act(self.dense(x))), embedding) + self.bias
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        rename_parameters(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(self.norm(self.act(self.dense(x))))
 
 
 class ClassifierHead(nn.Module):

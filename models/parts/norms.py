@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels.cpu.pointwise import mlp
+from ...mixers.layers import StarReLU
 from ...schema import Epsilon, Fraction, Parts
 
 NORMS = Parts("norm", __name__)
@@ -88,36 +88,11 @@ class NoNorm(nn.Identity):
         super().__init__()
 
 
-class StarReLU(nn.Module):
-    """`s * relu(x)**2 + b` with one learnable scale and bias. MetaFormer Baselines (2022), arXiv:2210.13452."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(1))
-        self.bias = nn.Parameter(torch.zeros(1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        positive = F.relu(x)
-        return torch.addcmul(self.bias, positive, positive * self.scale)
-
-
 class SquaredReLU(nn.Module):
     """`relu(x)**2`. Primer (2021), arXiv:2109.08668."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x).square()
-
-
-def star_mlp(
-    x: Tensor, weight1: Tensor, bias1: Tensor | None, act: StarReLU, weight2: Tensor, bias2: Tensor | None
-) -> Tensor:
-    """`linear2(StarReLU(linear1(x)))`, with the activation's scale and bias folded into the small second weight.
-
-    Saves two passes over the wide hidden map and over its gradient.
-    """
-    shift = F.linear(act.bias.expand(weight2.shape[1]), weight2)
-    bias = shift if bias2 is None else shift + bias2
-    return mlp(x, weight1, bias1, weight2 * act.scale, bias, activation="squared_relu")
 
 
 _PLAIN: dict[str, Callable[[], nn.Module]] = {

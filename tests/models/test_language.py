@@ -152,10 +152,10 @@ def test_ssm_initial_values_and_weight_decay_survive():
             a = mixer.A_log.detach().exp()
             assert float(a.min()) >= 1
             assert float(a.max()) <= 16
-        dt = F.softplus((mixer.dt_proj.bias if mixer.name == "mamba" else mixer.dt_bias).detach())
+        dt = F.softplus(mixer.dt_bias.detach())
         assert float(dt.min()) >= 0.00099
         assert float(dt.max()) <= 0.1001
-        names = {"mamba": ["A_log", "D", "dt_proj.bias"], "mamba2": ["A_log", "D", "dt_bias"]}
+        names = {"mamba": ["A_log", "D", "dt_bias"], "mamba2": ["A_log", "D", "dt_bias"]}
         for name in names.get(mixer.name, ["A_log", "dt_bias"]):
             assert prefix + name in exempt
         assert f"{prefix}in_proj.weight" not in exempt

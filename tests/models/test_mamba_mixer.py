@@ -42,7 +42,7 @@ def test_channel_mixer_by_its_definition() -> None:
         v = sum(padded[:, j : j + 3] * one.conv1d.weight[:, j] for j in range(4)) + one.conv1d.bias
         v = F.silu(v)
         r, b, c = F.linear(v, one.x_proj.weight).split((1, 3, 3), -1)
-        delta = F.softplus(F.linear(r, one.dt_proj.weight, one.dt_proj.bias))
+        delta = F.softplus(F.linear(r, one.dt_proj.weight, one.dt_bias))
         state, out = torch.zeros(5, 8, 3), []
         for t in range(3):
             step = delta[:, t, :, None]

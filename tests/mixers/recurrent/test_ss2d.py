@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from mixerzoo.errors import ConfigError
-from mixerzoo.kernels.cpu.grid_scan import grid_scan
+from mixerzoo.kernels import grid_scan
 from mixerzoo.kernels.selective_scan import selective_scan
 from mixerzoo.mixers import create_mixer, mixer_class
 from mixerzoo.mixers.recurrent import ss2d

@@ -83,13 +83,13 @@ def test_mamba_initial_values():
     mixer = Mamba(64)
     assert torch.allclose(-mixer.A_log.exp(), -torch.arange(1.0, 17.0).expand(128, 16))
     assert bool((mixer.D == 1).all())
-    dt = torch.nn.functional.softplus(mixer.dt_proj.bias)
+    dt = torch.nn.functional.softplus(mixer.dt_bias)
     assert float(dt.min()) >= 0.00099
     assert float(dt.max()) <= 0.1001
     # log-uniform: half of the steps lie below the geometric mean of the range
     assert abs(float((dt < 0.01).float().mean()) - 0.5) < 0.15
     assert float(mixer.dt_proj.weight.abs().max()) <= 0.5
-    assert mixer.no_weight_decay() == {"A_log", "D", "dt_proj.bias", "conv1d.bias"}
+    assert mixer.no_weight_decay() == {"A_log", "D", "dt_bias", "conv1d.bias"}
 
 
 def test_mamba2_initial_values():

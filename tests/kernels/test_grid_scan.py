@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import itertools
 
 import pytest
 import torch
 import torch.nn.functional as F
-from mixerzoo.kernels.cpu import grid_scan as module
-from mixerzoo.kernels.cpu.grid_scan import LinePath, grid_scan
+from mixerzoo.errors import ConfigError
+from mixerzoo.kernels import LinePath, grid_scan
+from mixerzoo.kernels.grid_scan import eager as module
 from mixerzoo.tests.kernels.utils import TOLERANCE, agrees, error, mutated, run, skewed, widen
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -114,6 +116,24 @@ def test_nothing(size):
     assert all(v.isfinite().all() for v in found.values())
 
 
+def test_the_definition_is_the_same_token_by_token():
+    given = widen(inputs(2, 3, 5, 2, paths=8))
+    ours, theirs = (run(f, given, paths=PATHS) for f in (functools.partial(grid_scan, backend="reference"), by_token))
+    assert all(error(ours[k], theirs[k]) < 1e-12 for k in theirs)
+
+
+def test_the_variable_for_all_kernels_is_honoured(monkeypatch):
+    given, called = inputs(1, 2, 3, 2, paths=1), []
+    from_eager = module.grid_scan_eager
+    monkeypatch.setattr(module, "grid_scan_eager", lambda *x: called.append(1) or from_eager(*x))
+    for name, calls in (("reference", 0), ("eager", 1), ("triton", 2)):
+        monkeypatch.setenv("MIXERZOO_KERNELS", name)
+        grid_scan(**given, paths=PATHS[:1])
+        assert len(called) == calls, name
+    with pytest.raises(ConfigError, match="dt_bias"):
+        grid_scan(**{**given, "dt_bias": given["dt_bias"][:, :1]}, paths=PATHS[:1])
+
+
 def test_autocast_changes_nothing():
     given = {k: v.requires_grad_() for k, v in inputs(1, 3, 4, 2).items()}
     plain = run(grid_scan, given, paths=PATHS[:4])
@@ -178,11 +198,11 @@ def test_broken_scans_are_caught(old, new, tmp_path):
     given = inputs(3, 13, 9, 5)
 
     def check():
-        copy = importlib.import_module("mixerzoo.kernels.cpu.grid_scan")
+        copy = importlib.import_module("mixerzoo.kernels.grid_scan.eager")
         vars(copy)["BLOCK"] = 400  # several blocks
-        paths = [copy.LinePath(*path) for path in PATHS[1:5]]
-        ours, theirs = run(copy.grid_scan, given, paths=paths), run(by_token, widen(given), paths=paths)
+        paths = PATHS[1:5]
+        ours, theirs = run(copy.grid_scan_eager, given, paths=paths), run(by_token, widen(given), paths=paths)
         assert all(error(v, theirs[k]) < 1e-4 for k, v in ours.items())
 
-    with mutated("cpu", old, new, tmp_path, files=("grid_scan",)):
+    with mutated("grid_scan", old, new, tmp_path, files=("eager",)):
         assert not agrees(check)

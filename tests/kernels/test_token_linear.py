@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from mixerzoo.kernels.cpu.token_linear import token_linear
+from mixerzoo.errors import ConfigError
+from mixerzoo.kernels import token_linear
 
 
 # (B, M, N, C): the last ones have matrices large beside the tokens, and move all samples side by side
@@ -18,7 +19,7 @@ def test_equals_a_linear_layer(size, dtype, trained) -> None:
     weight = torch.randn(out, tokens, dtype=dtype, requires_grad=trained)
     bias, x = torch.randn(out, dtype=dtype, requires_grad=True), torch.randn(batch, tokens, channels, dtype=dtype)
     x.requires_grad_()
-    y = token_linear(weight, bias, x)
+    y = token_linear(x, weight, bias)
     wide = y.grad_fn is not None and "Baddbmm" not in type(y.grad_fn).__name__
     assert wide == (out > (4 if trained else 16) * channels)
     inputs = [t for t in (weight, bias, x) if t.requires_grad]
@@ -30,3 +31,22 @@ def test_equals_a_linear_layer(size, dtype, trained) -> None:
     grads = torch.autograd.grad(expected, [t for t in exact if t.requires_grad], cotangent.double())
     for a, b in zip(ours, (expected, *grads), strict=True):
         assert float((a.detach().double() - b.detach()).abs().max() / b.detach().abs().max()) < limit
+
+
+@pytest.mark.parametrize("backend", ["eager", "reference"])
+def test_gradcheck(backend) -> None:
+    given = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 5, 3), (4, 5), (4,))]
+    assert torch.autograd.gradcheck(lambda *t: token_linear(*t, backend=backend), given)
+    assert torch.autograd.gradgradcheck(lambda *t: token_linear(*t, backend=backend), given)
+
+
+def test_the_variable_for_all_kernels_is_honoured(monkeypatch) -> None:
+    x, weight, bias = torch.randn(2, 5, 3), torch.randn(4, 5), torch.randn(4)
+    nodes = {}
+    for name in ("reference", "eager", "triton"):
+        monkeypatch.setenv("MIXERZOO_KERNELS", name)
+        nodes[name] = type(token_linear(x, weight.requires_grad_(), bias).grad_fn).__name__
+    assert nodes["eager"] == nodes["triton"] == "BaddbmmBackward0"
+    assert nodes["reference"] == "TransposeBackward0"
+    with pytest.raises(ConfigError, match="bias"):
+        token_linear(x, weight, bias[:3])

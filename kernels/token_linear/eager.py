@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 
-def token_linear(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
-    """weight (M, N) times every sample of x (B, N, C), plus bias (M,): (B, M, C).
+def token_linear_eager(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """See `mixerzoo.kernels.token_linear`.
 
     One product per sample with the weight from the left needs no transpose, but for its gradient first makes a gradient
     of the weight for every sample. Where that outgrows the tokens, all samples are moved side by side: one product.

@@ -16,7 +16,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,31 +23,13 @@ from torch import Tensor
 
 from ..common.registration import register_op
 from ..selective_scan.eager import plain_scan
+from .paths import LinePath
 
 PIECE = 8  # positions of a line that are read one after the other
 BLOCK = 1 << 20  # numbers in a buffer, of as many samples and channels as fit: 4 MB in float32
 MIN_CHANNELS = 32  # channels of a block, where one sample does not fit
 Index = tuple[slice | int, ...]
 LOG2E = math.log2(math.e)  # torch.exp2 takes half the time of torch.exp on x86
-
-
-class LinePath(NamedTuple):
-    """How one path reads an image: its columns in place of its rows; the lines from the last one; each from its end."""
-
-    columns: bool
-    last_line_first: bool
-    from_its_end: bool
-
-    @property
-    def code(self) -> int:
-        return self.columns + 2 * self.last_line_first + 4 * self.from_its_end
-
-    @classmethod
-    def decode(cls, code: int) -> LinePath:
-        return cls(bool(code & 1), bool(code & 2), bool(code & 4))
-
-    def backwards(self) -> LinePath:
-        return LinePath(self.columns, not self.last_line_first, not self.from_its_end)
 
 
 def _even(total: int, most: int) -> int:
@@ -310,30 +291,10 @@ forward_op = register_op(
 )
 
 
-def grid_scan(
+def grid_scan_eager(
     u: Tensor, low: Tensor, dt_proj: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, paths: Sequence[LinePath]
 ) -> Tensor:
-    """Sum over K paths of the selective scan of an image, every path with its own parameters.
-
-        r, b, c = low_k;  s = softplus(r dt_proj_k^T + dt_bias_k)
-        h_t = exp(s_t A_k) h_{t-1} + s_t u_t b_t;  y = sum_k c h + D_k u
-
-    where t - 1 is the token before t on path k. `kernels.selective_scan` computes the same on gathered copies. The
-    state is float32 or wider.
-
-    Args:
-        u: `(B, H, W, E)` image.
-        low: `(B, H, W, K, R + 2 S)`, of every token what its steps are projected from, its input weights, and its
-            output weights.
-        dt_proj: `(K, E, R)` projection to steps.
-        dt_bias: `(K, E)` added to them before the softplus.
-        A: `(K, E, S)` rates, negative.
-        D: `(K, E)` skip weights.
-        paths: the K paths.
-
-    Returns:
-        `(B, H, W, E)` in the dtype of u, with gradients to all tensors.
-    """
+    """See `mixerzoo.kernels.grid_scan`."""
     high = torch.promote_types(u.dtype, torch.float32)
     y = forward_op(*(x.to(high) for x in (u, low, dt_proj, dt_bias, A, D)), [path.code for path in paths])
     return y.to(u.dtype)
