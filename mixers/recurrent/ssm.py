@@ -268,7 +268,7 @@ class Mamba2(RecurrentMixer, name="mamba2"):
         self.num_heads = inner // self.head_dim
         if self.num_heads % ngroups:
             raise OptionError("ngroups", f"{ngroups} does not divide the number of heads, {self.num_heads}.")
-        self.d_state, self.ngroups = d_state, ngroups
+        self.d_state, self.ngroups, self.norm_eps = d_state, ngroups, norm_eps
         self.A_init_range, self.dt_range = tuple(A_init_range), (dt_min, dt_max, dt_init_floor)
         self.dt_limit = (float(dt_limit[0]), float(dt_limit[1]))
         self.conv_width = inner + 2 * ngroups * d_state
