@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ...errors import ConfigError
+from ..constant import constant_result
 from ..selftest.verdicts import avoided
 
 BACKENDS = ("auto", "triton", "eager", "reference")
@@ -110,7 +111,7 @@ class Op:
         return None if self.limit is None else self.limit(*arguments)
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def _import(module: str) -> None:
     """Only when called for: the package needs no triton, and a test can put a broken module in its place."""
     importlib.import_module(module)
@@ -139,7 +140,7 @@ def at_most(largest: int, what: str, size: int) -> str | None:
 # -- which backend
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def default_backend() -> str:
     """The value of `MIXERZOO_KERNELS`, by default `auto`.
 
@@ -211,7 +212,7 @@ def choose_backend(
     return named
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def _warn_once(why: str) -> None:
     _warn_first(why)
 
@@ -226,7 +227,7 @@ def _installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def triton_obstacle(device_type: str, index: int | None = None) -> str | None:
     """Why Triton cannot run on tensors of this device, or None when it can."""
     if not _installed():

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from ...errors import unknown
+from ..constant import constant_result
 
 KERNELS = Path(__file__).resolve().parent.parent
 AVOID = "MIXERZOO_AVOID_TRITON"
@@ -93,7 +94,7 @@ def _say(message: str, level: int) -> None:
         _log.log(level, message)
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def avoided(op: str) -> bool:
     """Whether `auto` must not take Triton for an op: the self-test failed, or `MIXERZOO_AVOID_TRITON` names it.
 
