@@ -1,6 +1,7 @@
 # make train   set up .venv if needed and train the default model on real data (about a minute on a CPU)
 # make test    set up .venv if needed and run the tests (no GPU needed)
 # make lint    ruff and pyright
+# make gpu     everything that we want to know from a GPU, in seven minutes (ARGS=--rehearse without one)
 # make bench   side-by-side measurements against peers
 # make clean   remove .venv, caches and build products; runs/ stays
 
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 ARGS ?=
 
-.PHONY: train test test-slow lint bench clean
+.PHONY: train test test-slow lint gpu bench clean
 .DELETE_ON_ERROR:
 
 # One environment, reused while the two packaging files stay as they are.
@@ -39,6 +40,9 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+gpu: $(VENV)/.test
+	PYTHON=$(BIN)/python tools/gpu.sh $(ARGS)
 
 bench: $(VENV)/.test
 	$(BIN)/python -m mixerzoo.benchmarks.vision
