@@ -185,7 +185,7 @@ def run_stage(name: str, stage: Stage, out: Path, *, limit: float, rehearse: boo
 
 def tail_of(name: str, log: Path, count: int = 3) -> list[str]:
     """The last lines of a stage in the log."""
-    part = log.read_text(errors="replace").rsplit(f"== {name}:", 1)[-1] if log.exists() else ""
+    part = log.read_text(errors="replace").rsplit(f"\n== {name}:", 1)[-1].split("\n== ")[0] if log.exists() else ""
     return [f"    {line[:116]}" for line in part.strip().splitlines()[1:][-count:]]
 
 
