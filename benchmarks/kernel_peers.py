@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mixerzoo.kernels.block_sparse_attention import mask_of_blocks
+from mixerzoo.kernels.block_sparse_attention.blocks import mask_of_blocks
 from torch import Tensor
 
 Arguments = Mapping[str, Any]
