@@ -19,8 +19,9 @@ from typing import Annotated, Any
 from . import plugins
 from .errors import ConfigError, OptionError, did_you_mean, under, unknown
 
-# What no size may exceed unless its annotation says so: products of two still fit 64 bits.
-LARGEST = 2**31 - 1
+# What numbers may be unless their annotation says so: of two sizes the product still fits 64 bits, and what is computed
+# in float32 can hold a float.
+LIMITS = {int: 2**31 - 1, float: 3e38}
 
 
 @dataclass(frozen=True)
@@ -28,37 +29,34 @@ class Bounds:
     """The range of a number, in the metadata of `Annotated`.
 
     Attributes:
-        low, high: ends of the range.
+        low, high: ends of the range; infinite ones stand for the limits of the type.
         above, below: whether the low and the high end are left out.
-        infinite: infinity is allowed; otherwise numbers are finite.
+        infinite: infinity itself is allowed; otherwise numbers are finite.
         odd: even numbers are left out.
     """
 
-    low: float = -LARGEST
-    high: float = LARGEST
+    low: float = -math.inf
+    high: float = math.inf
     above: bool = False
     below: bool = False
     infinite: bool = False
     odd: bool = False
 
-    def refusal(self, value: float) -> str | None:
-        """What a number outside of the range must be, None for one inside."""
+    def refusal(self, value: float, limit: float) -> str | None:
+        """What a number outside of the range must be, None for one inside; `limit` is that of its type."""
         if value != value or (abs(value) == math.inf and not (self.infinite and value > 0)):
             return "a finite number"
-        low = value > self.low if self.above else value >= self.low
-        high = value == math.inf or (value < self.high if self.below else value <= self.high)
-        if low and high:
-            return None if not self.odd or value % 2 else f"odd and {self}"
-        return self._said(low=low, high=high)
-
-    def _said(self, *, low: bool = True, high: bool = True) -> str:
-        """The ends that are ours, or that a number does not keep to."""
-        first = f"{'above' if self.above else 'at least'} {self.low}" if self.low > -LARGEST or not low else ""
-        last = f"{'below' if self.below else 'at most'} {self.high}" if self.high < LARGEST or not high else ""
-        return " and ".join(filter(None, (first, last)))
+        least, most = (self.low if self.low > -math.inf else -limit), (self.high if self.high < math.inf else limit)
+        low = value > least if self.above else value >= least
+        high = value == math.inf or (value < most if self.below else value <= most)
+        if not low or not high:
+            return str(Bounds(least if not low else self.low, most if not high else self.high, self.above, self.below))
+        return f"odd and {self}" if self.odd and value % 2 == 0 else None
 
     def __str__(self) -> str:
-        return self._said()
+        first = f"{'above' if self.above else 'at least'} {self.low}" if self.low > -math.inf else ""
+        last = f"{'below' if self.below else 'at most'} {self.high}" if self.high < math.inf else ""
+        return " and ".join(filter(None, (first, last)))
 
 
 def AtLeast(low: float, *, infinite: bool = False) -> Bounds:
@@ -86,7 +84,7 @@ Share = Annotated[float, Between(0, 1, above=True)]  # of something that is not 
 Probability = Annotated[float, Between(0, 1, below=True)]  # of dropping: not always
 Epsilon = Annotated[float, Between(1e-30, 1)]  # below, it would round to 0 in float32 arithmetic
 Base = Annotated[float, AtLeast(1)]  # of powers
-Seed = Annotated[int, Between(0, 2**32 - 1)]
+Seed = Annotated[int, Between(0, 2**32 - 9)]  # what NumPy takes, with room for the numbers of a task's splits
 
 _NUMBER = Bounds()  # of a number without an annotation
 
@@ -131,7 +129,7 @@ def _problem(value: Any, hint: Any, bounds: Bounds | None) -> str | None:
     if hint in (int, float):
         if isinstance(value, bool) or not isinstance(value, int if hint is int else (int, float)):
             return ""
-        refusal = (bounds or _NUMBER).refusal(value)
+        refusal = (bounds or _NUMBER).refusal(value, LIMITS[hint])
         return None if refusal is None else f"{value!r} must be {refusal}"
     return None if not isinstance(hint, type) or isinstance(value, hint) else ""
 

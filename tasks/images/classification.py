@@ -20,17 +20,6 @@ from ..base import Batch, Forward, Task
 MAX_CONFUSION = 100
 
 
-def check_fraction(value: float, *, key: str, below_one: bool = True) -> float:
-    """A number in [0, 1), or in [0, 1] unless `below_one`.
-
-    Raises:
-        ConfigError: another one.
-    """
-    if not (0 <= value < 1 or (value == 1 and not below_one)):
-        raise ConfigError(f"{key}: {value!r} is not in [0, 1{')' if below_one else ']'}.")
-    return float(value)
-
-
 class ImageClassification(Task):
     """Images `(B, C, H, W)` to one of K classes; top-1 accuracy in [0, 1] is the primary metric.
 
@@ -52,12 +41,9 @@ class ImageClassification(Task):
     image_size: tuple[int, int]
 
     def __init__(self, *, label_smoothing: float, mixup: float, cutmix: float, mix_prob: float) -> None:
-        self.label_smoothing = check_fraction(label_smoothing, key="task.label_smoothing")
-        for key, value in (("mixup", mixup), ("cutmix", cutmix)):
-            if value < 0:
-                raise ConfigError(f"task.{key}: {value!r} is negative; 0 turns it off.")
+        self.label_smoothing = label_smoothing
         self.mixup, self.cutmix = mixup, cutmix
-        self.mix_prob = check_fraction(mix_prob, key="task.mix_prob", below_one=False)
+        self.mix_prob = mix_prob
 
     def model_kwargs(self) -> dict[str, Any]:
         return {"num_classes": len(self.classes), "in_chans": self.in_chans, "image_size": list(self.image_size)}

@@ -11,14 +11,15 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...errors import ConfigError
+from ...errors import ConfigError, OptionError
+from ...schema import Between, Count, Size
 from ..base import Batch, Forward, Task
 from ..sequence.sequence import check_at_least
 from .memory import Digits
@@ -72,12 +73,7 @@ class DigitScenes(Task):
     def __init__(
         self, *, canvas: int, num_digits: int, noise: float, num_train: int, num_eval: int, frames: int, least: int
     ) -> None:
-        check_at_least(canvas, least, key="task.canvas")
-        check_at_least(num_digits, 1, key="task.num_digits")
-        for key, value in (("num_train", num_train), ("num_eval", num_eval)):
-            check_at_least(value, 1, key=f"task.{key}")
-        if noise < 0:
-            raise ConfigError(f"task.noise: {noise!r} is negative.")
+        check_at_least(canvas, least, key="canvas")
         self.canvas, self.num_digits, self.noise, self.frames = canvas, num_digits, noise, frames
         self.counts = {"train": num_train, "val": num_eval, "test": num_eval}
         self.scenes: dict[str, dict[str, Tensor]] = {}
@@ -173,13 +169,13 @@ class ChangeDigits(DigitScenes, name="change_digits"):
     def __init__(
         self,
         *,
-        canvas: int = 32,
-        num_digits: int = 5,
-        change: float = 0.4,
-        shift: int = 1,
-        noise: float = 0.1,
-        num_train: int = 4000,
-        num_eval: int = 500,
+        canvas: Size = 32,
+        num_digits: Size = 5,
+        change: Annotated[float, Between(0, 1, above=True, below=True)] = 0.4,
+        shift: Count = 1,
+        noise: Annotated[float, Between(0, 10)] = 0.1,
+        num_train: Size = 4000,
+        num_eval: Size = 500,
     ) -> None:
         super().__init__(
             canvas=canvas,
@@ -190,15 +186,13 @@ class ChangeDigits(DigitScenes, name="change_digits"):
             frames=2,
             least=2 * SIDE,
         )
-        if not 0 < change < 1:
-            raise ConfigError(f"task.change: {change!r} is not between 0 and 1.")
-        check_at_least(shift, 0, key="task.shift")
         self.cell = SIDE + 2 * shift
         self.columns = canvas // self.cell
         if num_digits >= self.columns**2:
-            raise ConfigError(
-                f"task.num_digits: {num_digits} of them with shift={shift} need more than the {self.columns**2} cells "
-                f"of {self.cell} pixels that a canvas of {canvas} has."
+            raise OptionError(
+                "num_digits",
+                f"{num_digits} of them with shift={shift} need more than the {self.columns**2} cells "
+                f"of {self.cell} pixels that a canvas of {canvas} has.",
             )
         self.change, self.shift = change, shift
 

@@ -14,16 +14,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Annotated, Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ...errors import ConfigError
+from ...errors import ConfigError, OptionError
+from ...schema import Between, Fraction, Probability, Share, Size
 from ..base import Batch
 from ..folders import LeftOut, class_files, same_classes, split_folders
 from .augment import seeded
-from .classification import ImageClassification, check_fraction
+from .classification import ImageClassification
 from .decode import UNREADABLE, image_suffixes, peculiarities, read_image, to_rgb
 
 # Up to this many files every one is decoded and hashed before training. Of a larger set all names and sizes are hashed
@@ -108,10 +109,6 @@ class StoredImages(ImageClassification):
         mix_prob: float,
     ) -> None:
         super().__init__(label_smoothing=label_smoothing, mixup=mixup, cutmix=cutmix, mix_prob=mix_prob)
-        if image_size < 1:
-            raise ConfigError(f"task.image_size: {image_size!r} is not a positive number of pixels.")
-        if not 0 < crop_scale <= 1:
-            raise ConfigError(f"task.crop_scale: {crop_scale!r} is not in (0, 1].")
         from timm.data import create_transform
 
         self.image_size, self.in_chans = (image_size, image_size), 3
@@ -125,11 +122,11 @@ class StoredImages(ImageClassification):
                 hflip=0.5 if flip else 0.0,
                 color_jitter=color_jitter or 0.0,
                 auto_augment=randaugment,
-                re_prob=check_fraction(erase, key="task.erase", below_one=False),
+                re_prob=erase,
                 re_mode="pixel",
             )
         except (AssertionError, KeyError, ValueError, IndexError) as error:
-            raise ConfigError(f'task.randaugment: "{randaugment}" is not a policy of timm\'s RandAugment.') from error
+            raise OptionError("randaugment", f'"{randaugment}" is not a policy of timm\'s RandAugment.') from error
         self._eval_transform = create_transform(**shared, is_training=False)
         self._readers: dict[str, tuple[Any, Tensor | None]] = {}
         self._notes: list[str] = []
@@ -284,17 +281,17 @@ class ImageFolder(StoredImages, name="imagefolder"):
         self,
         *,
         root: str,
-        num_classes: int | None = None,
-        image_size: int = 224,
-        crop_scale: float = 0.35,
+        num_classes: Size | None = None,
+        image_size: Size = 224,
+        crop_scale: Share = 0.35,
         flip: bool = True,
-        color_jitter: float = 0.3,
-        erase: float = 0.0,
+        color_jitter: Annotated[float, Between(0, 10)] = 0.3,
+        erase: Fraction = 0.0,
         randaugment: str | None = None,
-        label_smoothing: float = 0.0,
-        mixup: float = 0.0,
-        cutmix: float = 0.0,
-        mix_prob: float = 1.0,
+        label_smoothing: Probability = 0.0,
+        mixup: Annotated[float, Between(0, 100)] = 0.0,
+        cutmix: Annotated[float, Between(0, 100)] = 0.0,
+        mix_prob: Fraction = 1.0,
     ) -> None:
         super().__init__(
             image_size=image_size,
@@ -352,17 +349,17 @@ class ImageNet(ImageFolder, name="imagenet"):
         self,
         *,
         root: str,
-        num_classes: int | None = 1000,
-        image_size: int = 224,
-        crop_scale: float = 0.08,
+        num_classes: Size | None = 1000,
+        image_size: Size = 224,
+        crop_scale: Share = 0.08,
         flip: bool = True,
-        color_jitter: float = 0.4,
-        erase: float = 0.25,
+        color_jitter: Annotated[float, Between(0, 10)] = 0.4,
+        erase: Fraction = 0.25,
         randaugment: str | None = "rand-m9-mstd0.5-inc1",
-        label_smoothing: float = 0.1,
-        mixup: float = 0.8,
-        cutmix: float = 1.0,
-        mix_prob: float = 1.0,
+        label_smoothing: Probability = 0.1,
+        mixup: Annotated[float, Between(0, 100)] = 0.8,
+        cutmix: Annotated[float, Between(0, 100)] = 1.0,
+        mix_prob: Fraction = 1.0,
     ) -> None:
         super().__init__(
             root=root,

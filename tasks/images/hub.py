@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from ...errors import ConfigError
+from ...schema import Between, Fraction, Probability, Share, Size
 from .folder import Reader, StoredImages
 
 
@@ -32,14 +33,14 @@ class HuggingFaceImages(StoredImages, name="hfds"):
         test_split: str | None = "test",
         input_key: str = "image",
         target_key: str = "label",
-        image_size: int = 224,
-        crop_scale: float = 0.35,
+        image_size: Size = 224,
+        crop_scale: Share = 0.35,
         flip: bool = True,
-        color_jitter: float = 0.3,
-        erase: float = 0.0,
+        color_jitter: Annotated[float, Between(0, 10)] = 0.3,
+        erase: Fraction = 0.0,
         randaugment: str | None = None,
-        label_smoothing: float = 0.0,
-        mixup: float = 0.0,
+        label_smoothing: Probability = 0.0,
+        mixup: Annotated[float, Between(0, 100)] = 0.0,
     ) -> None:
         super().__init__(
             image_size=image_size,

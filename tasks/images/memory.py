@@ -12,7 +12,7 @@ import socket
 import struct
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import ConfigError
+from ...schema import Between, Count, Fraction, Probability, Size
 from ..base import Batch
 from .augment import rand_augment, random_crop, random_erase, random_flip
-from .classification import ImageClassification, check_fraction
+from .classification import ImageClassification
 
 # Debian's package dataset-fashion-mnist puts the four files here.
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -78,24 +79,20 @@ class MemoryImages(ImageClassification):
     def __init__(
         self,
         *,
-        image_size: int | None = None,
-        crop_padding: int = 0,
+        image_size: Size | None = None,
+        crop_padding: Count = 0,
         flip: bool = False,
-        erase: float = 0.0,
+        erase: Fraction = 0.0,
         randaugment: str | None = None,
-        label_smoothing: float = 0.0,
-        mixup: float = 0.0,
-        cutmix: float = 0.0,
-        mix_prob: float = 1.0,
+        label_smoothing: Probability = 0.0,
+        mixup: Annotated[float, Between(0, 100)] = 0.0,
+        cutmix: Annotated[float, Between(0, 100)] = 0.0,
+        mix_prob: Fraction = 1.0,
     ) -> None:
         super().__init__(label_smoothing=label_smoothing, mixup=mixup, cutmix=cutmix, mix_prob=mix_prob)
-        if image_size is not None and image_size < 1:
-            raise ConfigError(f"task.image_size: {image_size!r} is not a positive number of pixels.")
-        if crop_padding < 0:
-            raise ConfigError(f"task.crop_padding: {crop_padding!r} is negative.")
         self.resize = image_size
         self.crop_padding, self.flip = crop_padding, flip
-        self.erase = check_fraction(erase, key="task.erase", below_one=False)
+        self.erase = erase
         self.randaugment = randaugment
         if randaugment is not None:
             self._check_policy(randaugment)
@@ -222,15 +219,15 @@ class FashionMnist(MemoryImages, name="fashion_mnist"):
         self,
         *,
         root: str | None = None,
-        image_size: int | None = None,
-        crop_padding: int = 0,
+        image_size: Size | None = None,
+        crop_padding: Count = 0,
         flip: bool = False,
-        erase: float = 0.0,
+        erase: Fraction = 0.0,
         randaugment: str | None = None,
-        label_smoothing: float = 0.0,
-        mixup: float = 0.0,
-        cutmix: float = 0.0,
-        mix_prob: float = 1.0,
+        label_smoothing: Probability = 0.0,
+        mixup: Annotated[float, Between(0, 100)] = 0.0,
+        cutmix: Annotated[float, Between(0, 100)] = 0.0,
+        mix_prob: Fraction = 1.0,
     ) -> None:
         super().__init__(
             image_size=image_size,
@@ -333,15 +330,15 @@ class Cifar10(MemoryImages, name="cifar10"):
         *,
         root: str | None = None,
         download: bool = True,
-        image_size: int | None = None,
-        crop_padding: int = 4,
+        image_size: Size | None = None,
+        crop_padding: Count = 4,
         flip: bool = True,
-        erase: float = 0.0,
+        erase: Fraction = 0.0,
         randaugment: str | None = None,
-        label_smoothing: float = 0.0,
-        mixup: float = 0.0,
-        cutmix: float = 0.0,
-        mix_prob: float = 1.0,
+        label_smoothing: Probability = 0.0,
+        mixup: Annotated[float, Between(0, 100)] = 0.0,
+        cutmix: Annotated[float, Between(0, 100)] = 0.0,
+        mix_prob: Fraction = 1.0,
     ) -> None:
         super().__init__(
             image_size=image_size,

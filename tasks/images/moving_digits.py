@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...schema import Between, Probability, Size
 from ..base import Batch, Forward
 from ..sequence.sequence import check_at_least
 from .classification import ImageClassification
@@ -41,7 +42,6 @@ class _Motion(DigitScenes):
         frames: int,
         moments: int,
     ) -> None:
-        check_at_least(speed, 1, key="task.speed")
         self.speed, self.moments = speed, moments
         least = SIDE + speed * (moments - 1) + 1
         super().__init__(
@@ -100,16 +100,16 @@ class MovingDigits(_Motion, ImageClassification, name="moving_digits"):
     def __init__(
         self,
         *,
-        canvas: int = 24,
-        num_digits: int = 2,
-        frames: int = 6,
-        speed: int = 2,
-        noise: float = 0.2,
-        num_train: int = 4000,
-        num_eval: int = 500,
-        label_smoothing: float = 0.0,
+        canvas: Size = 24,
+        num_digits: Size = 2,
+        frames: Size = 6,
+        speed: Size = 2,
+        noise: Annotated[float, Between(0, 10)] = 0.2,
+        num_train: Size = 4000,
+        num_eval: Size = 500,
+        label_smoothing: Probability = 0.0,
     ) -> None:
-        check_at_least(frames, 2, key="task.frames")
+        check_at_least(frames, 2, key="frames")
         _Motion.__init__(
             self,
             canvas=canvas,
@@ -156,12 +156,12 @@ class MiddleFrame(_Motion, name="moving_digits_middle"):
     def __init__(
         self,
         *,
-        canvas: int = 24,
-        num_digits: int = 2,
-        speed: int = 3,
-        noise: float = 0.0,
-        num_train: int = 4000,
-        num_eval: int = 500,
+        canvas: Size = 24,
+        num_digits: Size = 2,
+        speed: Size = 3,
+        noise: Annotated[float, Between(0, 10)] = 0.0,
+        num_train: Size = 4000,
+        num_eval: Size = 500,
     ) -> None:
         super().__init__(
             canvas=canvas,

@@ -6,16 +6,17 @@ Axis letters: B batch, N tokens of a sequence, T trees, H height, W width. Level
 from __future__ import annotations
 
 import hashlib
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ...errors import ConfigError, unknown
+from ...schema import AtLeast, Between, Count, Seed, Size
 from ..base import Batch, create_task, task_class
 from ..images.memory import MemoryImages
-from .sequence import RandomState, SequenceClassification, check_at_least, check_seed, hash_arrays
+from .sequence import RandomState, SequenceClassification, check_at_least, hash_arrays
 
 # Ids of ListOps: padding, the digits, the operators and the bracket that closes all of them.
 PAD, DIGIT, MIN, MAX, MED, SM, END = 0, 1, 11, 12, 13, 14, 15
@@ -150,28 +151,25 @@ class ListOps(SequenceClassification, name="listops"):
     def __init__(
         self,
         *,
-        min_length: int = 500,
-        max_length: int = 2000,
-        max_depth: int = 10,
-        max_args: int = 10,
+        min_length: Count = 500,
+        max_length: Size = 2000,
+        max_depth: Size = 10,
+        max_args: Annotated[int, AtLeast(2)] = 10,
         use_mask: bool = True,
-        num_train: int = 96_000,
-        num_eval: int = 2_000,
-        seed: int = 0,
+        num_train: Size = 96_000,
+        num_eval: Size = 2_000,
+        seed: Seed = 0,
     ) -> None:
-        check_at_least(min_length, 0, key="task.min_length")
-        check_at_least(max_length, min_length + 2, key="task.max_length", why="both lengths are exclusive")
-        check_at_least(max_depth, 1, key="task.max_depth")
-        check_at_least(max_args, 2, key="task.max_args")
-        self.num_train = check_at_least(num_train, 1, key="task.num_train")
-        self.num_eval = check_at_least(num_eval, 1, key="task.num_eval")
+        check_at_least(max_length, min_length + 2, key="max_length", why="both lengths are exclusive")
+        self.num_train = num_train
+        self.num_eval = num_eval
         self.options = {
             "min_length": min_length,
             "max_length": max_length,
             "max_depth": max_depth,
             "max_args": max_args,
         }
-        self.use_mask, self.seed = use_mask, check_seed(seed)
+        self.use_mask, self.seed = use_mask, seed
         self.sequence_length = max_length - 1
         self._sequences: list[np.ndarray] = []
 
@@ -239,16 +237,16 @@ class Pixels(SequenceClassification, name="pixels"):
         ConfigError: not a task of images in memory, or fewer than 2 or more than 256 levels.
     """
 
-    def __init__(self, *, images: str = "digits", root: str | None = None, levels: int = 256) -> None:
-        cls = task_class(images, key="task.images")
+    def __init__(
+        self, *, images: str = "digits", root: str | None = None, levels: Annotated[int, Between(2, 256)] = 256
+    ) -> None:
+        cls = task_class(images, key="images")
         if not issubclass(cls, MemoryImages):
             from ..base import TASKS
 
             raise unknown("task.images", images, [n for n, c in TASKS.items() if issubclass(c, MemoryImages)])
         options: dict[str, Any] = {} if root is None else {"root": root}
         self._source = create_task(images, **options)
-        if not 2 <= levels <= 256:
-            raise ConfigError(f"task.levels: {levels} is not in [2, 256].")
         self.vocab_size = levels
         self._data: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 

@@ -9,10 +9,10 @@ from typing import Literal
 
 import numpy as np
 
-from ...errors import ConfigError
-from ..images.classification import check_fraction
+from ...errors import OptionError
+from ...schema import Probability, Seed, Size
 from .mad_data import fuzzy_recall, recall
-from .sequence import IGNORE, Arrays, Generated, RandomState, check_at_least, check_seed, weighted
+from .sequence import IGNORE, Arrays, Generated, RandomState, check_at_least, weighted
 
 
 class InContextRecall(Generated, name="mad_in_context_recall"):
@@ -39,20 +39,20 @@ class InContextRecall(Generated, name="mad_in_context_recall"):
     def __init__(
         self,
         *,
-        vocab_size: int = 16,
-        sequence_length: int = 128,
+        vocab_size: Size = 16,
+        sequence_length: Size = 128,
         multi_query: bool = True,
-        num_train: int = 12_800,
-        num_eval: int = 1_280,
-        seed: int = 0,
+        num_train: Size = 12_800,
+        num_eval: Size = 1_280,
+        seed: Seed = 0,
     ) -> None:
         super().__init__(num_train=num_train, num_eval=num_eval, seed=seed)
         if sequence_length % 2:
-            raise ConfigError(f"task.sequence_length: {sequence_length} is odd; the sequence is made of pairs.")
-        check_at_least(sequence_length, 4, key="task.sequence_length", why="one pair and the final key")
+            raise OptionError("sequence_length", f"{sequence_length} is odd; the sequence is made of pairs.")
+        check_at_least(sequence_length, 4, key="sequence_length", why="one pair and the final key")
         special = self.noise_vocab_size + (0 if multi_query else 1)
         why = f"two keys and two values besides {special} other ids"
-        check_at_least(vocab_size, special + 4, key="task.vocab_size", why=why)
+        check_at_least(vocab_size, special + 4, key="vocab_size", why=why)
         self.vocab_size, self.multi_query = vocab_size, multi_query
         self.sequence_length = sequence_length - 1 if multi_query else sequence_length
         self.given_length = sequence_length
@@ -89,17 +89,17 @@ class NoisyInContextRecall(InContextRecall, name="mad_noisy_in_context_recall"):
     def __init__(
         self,
         *,
-        vocab_size: int = 32,
-        noise_vocab_size: int = 16,
-        frac_noise: float = 0.2,
-        sequence_length: int = 128,
+        vocab_size: Size = 32,
+        noise_vocab_size: Size = 16,
+        frac_noise: Probability = 0.2,
+        sequence_length: Size = 128,
         multi_query: bool = True,
-        num_train: int = 12_800,
-        num_eval: int = 1_280,
-        seed: int = 0,
+        num_train: Size = 12_800,
+        num_eval: Size = 1_280,
+        seed: Seed = 0,
     ) -> None:
-        self.noise_vocab_size = check_at_least(noise_vocab_size, 1, key="task.noise_vocab_size")
-        self.frac_noise = check_fraction(frac_noise, key="task.frac_noise")
+        self.noise_vocab_size = noise_vocab_size
+        self.frac_noise = frac_noise
         super().__init__(
             vocab_size=vocab_size,
             sequence_length=sequence_length,
@@ -140,25 +140,23 @@ class FuzzyInContextRecall(Generated, name="mad_fuzzy_in_context_recall"):
     def __init__(
         self,
         *,
-        vocab_size: int = 16,
-        sequence_length: int = 128,
-        k_motif_size: int = 3,
-        v_motif_size: int = 3,
+        vocab_size: Size = 16,
+        sequence_length: Size = 128,
+        k_motif_size: Size = 3,
+        v_motif_size: Size = 3,
         multi_query: bool = True,
         stopping: Literal["mad_lab", "reserve"] = "mad_lab",
-        num_train: int = 12_800,
-        num_eval: int = 1_280,
-        seed: int = 0,
+        num_train: Size = 12_800,
+        num_eval: Size = 1_280,
+        seed: Seed = 0,
     ) -> None:
         super().__init__(num_train=num_train, num_eval=num_eval, seed=seed)
-        check_at_least(k_motif_size, 1, key="task.k_motif_size")
-        check_at_least(v_motif_size, 1, key="task.v_motif_size")
         special = 1 if multi_query else 2
         half = max(k_motif_size, v_motif_size, 2)
         why = f"{special} special and twice {half} others, for motifs of that size"
-        check_at_least(vocab_size, special + 2 * half, key="task.vocab_size", why=why)
+        check_at_least(vocab_size, special + 2 * half, key="vocab_size", why=why)
         room = 2 * (k_motif_size + v_motif_size) + special - 1
-        check_at_least(sequence_length, room, key="task.sequence_length", why="one pair and the final one")
+        check_at_least(sequence_length, room, key="sequence_length", why="one pair and the final one")
         self.vocab_size, self.sequence_length = vocab_size, sequence_length
         self.k_motif_size, self.v_motif_size, self.multi_query = k_motif_size, v_motif_size, multi_query
         self.stopping = stopping
@@ -197,20 +195,19 @@ class Memorization(Generated, name="mad_memorization"):
     def __init__(
         self,
         *,
-        vocab_size: int = 256,
-        sequence_length: int = 32,
-        kv_map_seed: int = 12345,
-        num_train: int = 256,
-        num_eval: int = 1_280,
-        seed: int = 0,
+        vocab_size: Size = 256,
+        sequence_length: Size = 32,
+        kv_map_seed: Seed = 12345,
+        num_train: Size = 256,
+        num_eval: Size = 1_280,
+        seed: Seed = 0,
     ) -> None:
         super().__init__(num_train=num_train, num_eval=num_eval, seed=seed)
         if sequence_length % 2:
-            raise ConfigError(f"task.sequence_length: {sequence_length} is odd; the sequence is made of pairs.")
-        check_at_least(sequence_length, 2, key="task.sequence_length")
-        check_at_least(vocab_size, 5, key="task.vocab_size", why="two keys, two values and one other")
+            raise OptionError("sequence_length", f"{sequence_length} is odd; the sequence is made of pairs.")
+        check_at_least(vocab_size, 5, key="vocab_size", why="two keys, two values and one other")
         self.vocab_size, self.sequence_length = vocab_size, sequence_length
-        self.kv_map_seed = check_seed(kv_map_seed, key="task.kv_map_seed")
+        self.kv_map_seed = kv_map_seed
 
     def mapping(self) -> np.ndarray:
         """Values of the keys 0, 1, ..., ((V - 1) // 2,) int64."""
@@ -247,15 +244,15 @@ class Compression(Generated, name="mad_compression"):
     def __init__(
         self,
         *,
-        vocab_size: int = 16,
-        sequence_length: int = 32,
-        num_train: int = 12_800,
-        num_eval: int = 1_280,
-        seed: int = 0,
+        vocab_size: Size = 16,
+        sequence_length: Size = 32,
+        num_train: Size = 12_800,
+        num_eval: Size = 1_280,
+        seed: Seed = 0,
     ) -> None:
         super().__init__(num_train=num_train, num_eval=num_eval, seed=seed)
-        check_at_least(vocab_size, 3, key="task.vocab_size", why="two to compress and one other")
-        check_at_least(sequence_length, 2, key="task.sequence_length", why="one to compress and the last one")
+        check_at_least(vocab_size, 3, key="vocab_size", why="two to compress and one other")
+        check_at_least(sequence_length, 2, key="sequence_length", why="one to compress and the last one")
         self.vocab_size, self.sequence_length = vocab_size, sequence_length
 
     def generate(self, split: str, count: int, rng: np.random.RandomState) -> Arrays:
@@ -284,18 +281,17 @@ class MadSelectiveCopying(Generated, name="mad_selective_copying"):
     def __init__(
         self,
         *,
-        vocab_size: int = 16,
-        sequence_length: int = 256,
-        num_tokens_to_copy: int = 16,
-        num_train: int = 12_800,
-        num_eval: int = 1_280,
-        seed: int = 0,
+        vocab_size: Size = 16,
+        sequence_length: Size = 256,
+        num_tokens_to_copy: Size = 16,
+        num_train: Size = 12_800,
+        num_eval: Size = 1_280,
+        seed: Seed = 0,
     ) -> None:
         super().__init__(num_train=num_train, num_eval=num_eval, seed=seed)
-        check_at_least(num_tokens_to_copy, 1, key="task.num_tokens_to_copy")
-        check_at_least(vocab_size, 4, key="task.vocab_size", why="a blank, the copy token and two others")
+        check_at_least(vocab_size, 4, key="vocab_size", why="a blank, the copy token and two others")
         why = f"places for {num_tokens_to_copy} tokens and their copies, and the copy token (task.num_tokens_to_copy)"
-        check_at_least(sequence_length, 2 * num_tokens_to_copy + 1, key="task.sequence_length", why=why)
+        check_at_least(sequence_length, 2 * num_tokens_to_copy + 1, key="sequence_length", why=why)
         self.vocab_size, self.sequence_length, self.num_tokens = vocab_size, sequence_length, num_tokens_to_copy
 
     def generate(self, split: str, count: int, rng: np.random.RandomState) -> Arrays:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...errors import ConfigError
+from ...errors import OptionError
 from ..base import Batch, Forward, Task
 
 # Target of a position that neither loss nor accuracy is taken at; PyTorch's own default for cross entropy.
@@ -34,19 +34,8 @@ def check_at_least(value: int, low: int, *, key: str, why: str = "") -> int:
         ConfigError: a smaller one.
     """
     if value < low:
-        raise ConfigError(f"{key}: {value!r} is too small; at least {low} is needed{f', {why}' if why else ''}.")
+        raise OptionError(key, f"{value!r} is too small; at least {low} is needed{f', {why}' if why else ''}.")
     return value
-
-
-def check_seed(seed: int, *, key: str = "task.seed") -> int:
-    """A seed that NumPy takes.
-
-    Raises:
-        ConfigError: negative, or 2^32 and more.
-    """
-    if not 0 <= seed < 2**32 - 8:  # room for the numbers of the splits
-        raise ConfigError(f"{key}: {seed!r} is not in [0, 2^32 - 8).")
-    return seed
 
 
 def hash_arrays(splits: Mapping[str, Arrays]) -> str:
@@ -179,9 +168,9 @@ class Generated(TokenPrediction):
     """
 
     def __init__(self, *, num_train: int, num_eval: int, seed: int) -> None:
-        self.num_train = check_at_least(num_train, 1, key="task.num_train")
-        self.num_eval = check_at_least(num_eval, 1, key="task.num_eval")
-        self.seed = check_seed(seed)
+        self.num_train = num_train
+        self.num_eval = num_eval
+        self.seed = seed
         self._data: dict[str, Arrays] = {}
 
     def generate(self, split: str, count: int, rng: np.random.RandomState) -> Arrays:

@@ -5,12 +5,13 @@ Axis letters: B sequences, N tokens of a sequence, V vocabulary, P key-value pai
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 
-from ...errors import ConfigError
+from ...errors import OptionError
+from ...schema import Between, Seed, Size
 from .sequence import IGNORE, Arrays, Generated, RandomState, check_at_least, distinct, weighted
 
 
@@ -104,27 +105,24 @@ class Mqar(Generated, name="mqar"):
     def __init__(
         self,
         *,
-        vocab_size: int = 8192,
-        sequence_length: int = 64,
-        num_kv_pairs: int = 8,
-        power_a: float = 0.01,
+        vocab_size: Size = 8192,
+        sequence_length: Size = 64,
+        num_kv_pairs: Size = 8,
+        power_a: Annotated[float, Between(0, 10, above=True)] = 0.01,
         random_non_queries: bool = True,
         stream: Literal["vectorised", "zoology"] = "vectorised",
-        num_train: int = 100_000,
-        num_eval: int = 3_000,
-        seed: int = 0,
+        num_train: Size = 100_000,
+        num_eval: Size = 3_000,
+        seed: Seed = 0,
     ) -> None:
         super().__init__(num_train=num_train, num_eval=num_eval, seed=seed)
-        check_at_least(num_kv_pairs, 1, key="task.num_kv_pairs")
         if sequence_length % 2:
-            raise ConfigError(f"task.sequence_length: {sequence_length} is odd; queries stand at even offsets.")
+            raise OptionError("sequence_length", f"{sequence_length} is odd; queries stand at even offsets.")
         room = f"four tokens for each of the {num_kv_pairs} pairs (task.num_kv_pairs)"
-        check_at_least(sequence_length, 4 * num_kv_pairs, key="task.sequence_length", why=room)
+        check_at_least(sequence_length, 4 * num_kv_pairs, key="sequence_length", why=room)
         why = f"more than task.sequence_length={sequence_length}"
-        check_at_least(vocab_size, sequence_length + 1, key="task.vocab_size", why=why)
-        check_at_least(vocab_size, 2 * num_kv_pairs + 2, key="task.vocab_size", why=f"for {num_kv_pairs} distinct keys")
-        if power_a <= 0:
-            raise ConfigError(f"task.power_a: {power_a!r} is not positive.")
+        check_at_least(vocab_size, sequence_length + 1, key="vocab_size", why=why)
+        check_at_least(vocab_size, 2 * num_kv_pairs + 2, key="vocab_size", why=f"for {num_kv_pairs} distinct keys")
         self.vocab_size, self.sequence_length = vocab_size, sequence_length
         self.stream = stream
         self._options: dict[str, Any] = {
@@ -162,18 +160,17 @@ class SelectiveCopying(Generated, name="selective_copying"):
     def __init__(
         self,
         *,
-        vocab_size: int = 16,
-        sequence_length: int = 256,
-        num_tokens: int = 16,
-        num_train: int = 50_000,
-        num_eval: int = 2_000,
-        seed: int = 0,
+        vocab_size: Size = 16,
+        sequence_length: Size = 256,
+        num_tokens: Size = 16,
+        num_train: Size = 50_000,
+        num_eval: Size = 2_000,
+        seed: Seed = 0,
     ) -> None:
         super().__init__(num_train=num_train, num_eval=num_eval, seed=seed)
-        check_at_least(num_tokens, 1, key="task.num_tokens")
-        check_at_least(vocab_size, 4, key="task.vocab_size", why="a blank, a marker and two data tokens")
+        check_at_least(vocab_size, 4, key="vocab_size", why="a blank, a marker and two data tokens")
         why = f"places for {num_tokens} data tokens and as many markers (task.num_tokens)"
-        check_at_least(sequence_length, 2 * num_tokens, key="task.sequence_length", why=why)
+        check_at_least(sequence_length, 2 * num_tokens, key="sequence_length", why=why)
         self.vocab_size, self.sequence_length, self.num_tokens = vocab_size, sequence_length, num_tokens
 
     def generate(self, split: str, count: int, rng: np.random.RandomState) -> Arrays:
@@ -207,19 +204,19 @@ class InductionHeads(Generated, name="induction_heads"):
     def __init__(
         self,
         *,
-        vocab_size: int = 16,
-        sequence_length: int = 256,
-        eval_length: int | None = None,
-        num_train: int = 50_000,
-        num_eval: int = 2_000,
-        seed: int = 0,
+        vocab_size: Size = 16,
+        sequence_length: Size = 256,
+        eval_length: Size | None = None,
+        num_train: Size = 50_000,
+        num_eval: Size = 2_000,
+        seed: Seed = 0,
     ) -> None:
         super().__init__(num_train=num_train, num_eval=num_eval, seed=seed)
-        check_at_least(vocab_size, 3, key="task.vocab_size", why="the special token and two others")
+        check_at_least(vocab_size, 3, key="vocab_size", why="the special token and two others")
         why = "the special token, what follows it, and the special token again"
-        check_at_least(sequence_length, 3, key="task.sequence_length", why=why)
+        check_at_least(sequence_length, 3, key="sequence_length", why=why)
         if eval_length is not None:
-            check_at_least(eval_length, 3, key="task.eval_length", why=why)
+            check_at_least(eval_length, 3, key="eval_length", why=why)
         self.vocab_size, self.train_length = vocab_size, sequence_length
         self.eval_length = sequence_length if eval_length is None else eval_length
         self.sequence_length = max(self.train_length, self.eval_length)

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError
+from ...schema import Size
 from ..base import Batch
 from ..folders import LeftOut, class_files, is_hidden, same_classes, split_folders
-from ..sequence.sequence import SequenceClassification, check_at_least
+from ..sequence.sequence import SequenceClassification
 from .corpora import TEXT_SUFFIXES, hub_column, king_james, load_hub, read_files, split_of
 
 Labelled = list[tuple[bytes, int]]
@@ -48,7 +49,7 @@ class ByteClasses(SequenceClassification):
     vocab_size = 256
 
     def __init__(self, *, max_bytes: int, use_mask: bool) -> None:
-        self.sequence_length = check_at_least(max_bytes, 1, key="task.max_bytes")
+        self.sequence_length = max_bytes
         self.use_mask = use_mask
         self._data: dict[str, Labelled] = {}
         self._notes: list[str] = []
@@ -110,7 +111,7 @@ class KingJamesSections(ByteClasses, name="kjv_sections"):
         max_bytes, use_mask: see `ByteClasses`.
     """
 
-    def __init__(self, *, max_bytes: int = 512, use_mask: bool = True) -> None:
+    def __init__(self, *, max_bytes: Size = 512, use_mask: bool = True) -> None:
         super().__init__(max_bytes=max_bytes, use_mask=use_mask)
 
     def load(self) -> dict[str, Labelled]:
@@ -148,7 +149,7 @@ class FolderClasses(ByteClasses, name="text_folder"):
         *,
         root: str,
         suffixes: list[str] = list(TEXT_SUFFIXES),  # noqa: B006 - read only
-        max_bytes: int = 1024,
+        max_bytes: Size = 1024,
         use_mask: bool = True,
     ) -> None:
         super().__init__(max_bytes=max_bytes, use_mask=use_mask)
@@ -203,7 +204,7 @@ class HubClasses(ByteClasses, name="hf_text_classes"):
         train_split: str = "train",
         val_split: str | None = None,
         test_split: str | None = "test",
-        max_bytes: int = 4096,
+        max_bytes: Size = 4096,
         use_mask: bool = True,
     ) -> None:
         super().__init__(max_bytes=max_bytes, use_mask=use_mask)

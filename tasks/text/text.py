@@ -9,17 +9,17 @@ import hashlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import ConfigError
+from ...errors import ConfigError, OptionError
+from ...schema import AtLeast, Probability, Size
 from ..base import Batch
 from ..folders import LeftOut
-from ..images.classification import check_fraction
-from ..sequence.sequence import IGNORE, RandomState, TokenPrediction, check_at_least
+from ..sequence.sequence import IGNORE, RandomState, TokenPrediction
 from .corpora import (
     TEXT_SUFFIXES,
     Document,
@@ -77,16 +77,16 @@ class Windows(TokenPrediction):
         objective: Literal["causal_lm", "masked_lm"],
         mask_fraction: float,
     ) -> None:
-        self.sequence_length = check_at_least(sequence_length, 1, key="task.sequence_length")
+        self.sequence_length = sequence_length
         self.eval_stride = sequence_length if eval_stride is None else eval_stride
-        if not 1 <= self.eval_stride <= sequence_length:
-            raise ConfigError(f"task.eval_stride: {eval_stride} is not in [1, {sequence_length}] (sequence_length).")
+        if self.eval_stride > sequence_length:
+            raise OptionError("eval_stride", f"{eval_stride} is more than sequence_length={sequence_length}.")
         if packed and objective == "masked_lm":
-            raise ConfigError("task.packed: not with objective=masked_lm.")
+            raise OptionError("packed", "not with objective=masked_lm.")
         self.packed, self.objective = packed, objective  # type: ignore[misc]
-        self.mask_fraction = check_fraction(mask_fraction, key="task.mask_fraction")
+        self.mask_fraction = mask_fraction
         if objective == "masked_lm" and not mask_fraction:
-            raise ConfigError("task.mask_fraction: 0 leaves nothing to predict.")
+            raise OptionError("mask_fraction", "0 leaves nothing to predict.")
         self._streams: Splits = {}
 
     def load(self) -> Splits:
@@ -200,12 +200,12 @@ class ByteText(Windows):
     def __init__(
         self,
         *,
-        sequence_length: int = 256,
-        eval_stride: int | None = None,
-        eval_bytes: int | None = None,
+        sequence_length: Size = 256,
+        eval_stride: Size | None = None,
+        eval_bytes: Annotated[int, AtLeast(2)] | None = None,
         packed: bool = False,
         objective: Literal["causal_lm", "masked_lm"] = "causal_lm",
-        mask_fraction: float = 0.15,
+        mask_fraction: Probability = 0.15,
     ) -> None:
         super().__init__(
             sequence_length=sequence_length,
@@ -214,7 +214,7 @@ class ByteText(Windows):
             objective=objective,
             mask_fraction=mask_fraction,
         )
-        self.eval_bytes = None if eval_bytes is None else check_at_least(eval_bytes, 2, key="task.eval_bytes")
+        self.eval_bytes = eval_bytes
 
     def documents(self) -> dict[str, list[Document]]:
         """The documents of every split."""
@@ -282,12 +282,12 @@ class TextFiles(ByteText, name="text"):
         path: str,
         val_path: str | None = None,
         suffixes: list[str] = list(TEXT_SUFFIXES),  # noqa: B006 - read only
-        sequence_length: int = 256,
-        eval_stride: int | None = None,
-        eval_bytes: int | None = None,
+        sequence_length: Size = 256,
+        eval_stride: Size | None = None,
+        eval_bytes: Annotated[int, AtLeast(2)] | None = None,
         packed: bool = False,
         objective: Literal["causal_lm", "masked_lm"] = "causal_lm",
-        mask_fraction: float = 0.15,
+        mask_fraction: Probability = 0.15,
     ) -> None:
         super().__init__(
             sequence_length=sequence_length,
@@ -348,17 +348,15 @@ class HubText(ByteText, name="hf_text"):
         train_split: str = "train",
         val_split: str | None = "validation",
         test_split: str | None = None,
-        max_documents: int | None = None,
-        sequence_length: int = 256,
-        eval_stride: int | None = None,
-        eval_bytes: int | None = None,
+        max_documents: Size | None = None,
+        sequence_length: Size = 256,
+        eval_stride: Size | None = None,
+        eval_bytes: Annotated[int, AtLeast(2)] | None = None,
         packed: bool = False,
     ) -> None:
         super().__init__(sequence_length=sequence_length, eval_stride=eval_stride, eval_bytes=eval_bytes, packed=packed)
         self.dataset, self.config, self.text_key = dataset, config, text_key
         self.named = {"train": train_split, "val": val_split, "test": test_split}
-        if max_documents is not None:
-            check_at_least(max_documents, 1, key="task.max_documents")
         self.max_documents = max_documents
 
     def _read(self, split: str) -> list[Document]:

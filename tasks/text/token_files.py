@@ -6,13 +6,13 @@ Axis letters: B windows of a batch, N tokens of a window, V vocabulary.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from torch import Tensor
 
-from ...errors import ConfigError
-from ..sequence.sequence import check_at_least
+from ...errors import ConfigError, OptionError
+from ...schema import AtLeast, Between, Count, Probability, Size
 from .text import Splits, Windows
 
 
@@ -44,18 +44,18 @@ class TokenFiles(Windows, name="token_bin"):
         self,
         *,
         train: str,
-        vocab_size: int,
+        vocab_size: Annotated[int, AtLeast(2)],
         val: str | None = None,
         test: str | None = None,
         dtype: Literal["uint16", "uint32"] = "uint16",
-        val_fraction: float = 0.01,
-        eval_tokens: int | None = None,
-        separator: int | None = None,
-        sequence_length: int = 1024,
-        eval_stride: int | None = None,
+        val_fraction: Annotated[float, Between(0, 1, above=True, below=True)] = 0.01,
+        eval_tokens: Annotated[int, AtLeast(2)] | None = None,
+        separator: Count | None = None,
+        sequence_length: Size = 1024,
+        eval_stride: Size | None = None,
         packed: bool = False,
         objective: Literal["causal_lm", "masked_lm"] = "causal_lm",
-        mask_fraction: float = 0.15,
+        mask_fraction: Probability = 0.15,
     ) -> None:
         super().__init__(
             sequence_length=sequence_length,
@@ -65,16 +65,14 @@ class TokenFiles(Windows, name="token_bin"):
             mask_fraction=mask_fraction,
         )
         self.files = {"train": train, "val": val, "test": test}
-        self.tokens_in_data = check_at_least(vocab_size, 2, key="task.vocab_size")
+        self.tokens_in_data = vocab_size
         self.dtype = np.dtype(dtype).newbyteorder("<")
-        if not 0 < val_fraction < 1:
-            raise ConfigError(f"task.val_fraction: {val_fraction!r} is not in (0, 1).")
         self.val_fraction = val_fraction
-        self.eval_tokens = None if eval_tokens is None else check_at_least(eval_tokens, 2, key="task.eval_tokens")
+        self.eval_tokens = eval_tokens
         if packed and separator is None:
-            raise ConfigError("task.separator: task.packed needs the id that ends a document.")
-        if separator is not None and not 0 <= separator < vocab_size:
-            raise ConfigError(f"task.separator: {separator} is not an id of the vocabulary, [0, {vocab_size}).")
+            raise OptionError("separator", "`packed` needs the id that ends a document.")
+        if separator is not None and separator >= vocab_size:
+            raise OptionError("separator", f"{separator} is not an id of the vocabulary, [0, {vocab_size}).")
         self.separator = separator
 
     def _map(self, split: str, name: str) -> np.ndarray:

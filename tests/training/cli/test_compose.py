@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from mixerzoo.errors import ConfigError
 from mixerzoo.mixers import list_mixers, mixer_options
+from mixerzoo.schema import problem
 from mixerzoo.tasks import create_task, list_tasks, task_options
 from mixerzoo.training import config as config_module
 from mixerzoo.training.cli.compose import compose_config, sweep_jobs
@@ -39,7 +40,7 @@ def test_every_mixer_can_be_chosen(name):
 @pytest.mark.parametrize("name", list_tasks())
 def test_every_task_can_be_chosen(name):
     needed = [
-        f"task.{key}={7 if option.annotation is int else chr(120)}"
+        f"task.{key}={7 if problem(7, option.annotation) is None else chr(120)}"
         for key, option in task_options(name).items()
         if option.default is option.empty
     ]
