@@ -48,13 +48,12 @@ def _defaults(options: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
     return {name: plain(option.default) for name, option in options.items()}
 
 
-def register_groups() -> None:
+def register_groups(overrides: Sequence[str] = ()) -> None:
     """Make every registered mixer, task and timm optimizer without a YAML file a choice of its Hydra group.
 
-    So do the YAML files that plugins bring.
+    So do the YAML files that plugins bring. timm is asked for its optimizers only where the command line names one
+    without a file: loading it takes 2 s.
     """
-    from timm.optim import list_optimizers
-
     store = ConfigStore.instance()
     for group in GROUPS:
         for name, path in plugins.config_files(group).items():
@@ -64,9 +63,13 @@ def register_groups() -> None:
         store.store(group="mixer", name=name, node={"name": name, **_defaults(mixer_options(name))})
     for name in _without_file("task", list_tasks()):
         store.store(group="task", name=name, node={"name": name, **_defaults(task_options(name))})
-    for name in _without_file("optimizer", map(str, list_optimizers())):
-        # options that timm leaves to the optimizer stay out: `optimizer.NAME=...` adds them
-        store.store(group="optimizer", name=name, node={"name": name, "lr": 1e-3, "weight_decay": 0.05})
+    chosen = [name for text in overrides if text.startswith("optimizer=") for name in text.partition("=")[2].split(",")]
+    if _without_file("optimizer", chosen):
+        from timm.optim import list_optimizers
+
+        for name in _without_file("optimizer", map(str, list_optimizers())):
+            # options that timm leaves to the optimizer stay out: `optimizer.NAME=...` adds them
+            store.store(group="optimizer", name=name, node={"name": name, "lr": 1e-3, "weight_decay": 0.05})
 
 
 def _read_yaml(group: str, path: Path) -> dict[str, Any]:
@@ -244,7 +247,7 @@ def compose_config(overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: anything that does not fit, with the full path of its key.
     """
     rewritten = rewrite(overrides)
-    register_groups()
+    register_groups(rewritten)
     return compose_rewritten(rewritten)
 
 

@@ -72,7 +72,7 @@ def _start(arguments: Sequence[str]) -> int:
     overrides = [a for a in arguments if not a.startswith("-")]
     flags = [a for a in arguments if a.startswith("-")]
     if any(flag.split("=")[0] in _HYDRA_FLAGS for flag in flags):
-        register_groups()
+        register_groups(overrides)
         _hydra(list(arguments), [])
         return 0
     for flag in flags:
@@ -95,7 +95,7 @@ def _start(arguments: Sequence[str]) -> int:
         run(_resumed(folder, overrides))
         return 0
     rewritten = rewrite(overrides)
-    register_groups()
+    register_groups(rewritten)
     if flags:
         _sweep(rewritten)
     else:

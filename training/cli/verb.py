@@ -1,0 +1,78 @@
+"""`python -m mixerzoo VERB`: finds the verb's file and calls it. Training is a verb, too."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ...errors import ConfigError, unknown
+
+_FOLDER = Path(__file__).parent / "verbs"
+
+
+def verbs() -> dict[str, str]:
+    """Verb -> its help, read without importing: what most verbs need takes long to load."""
+    files = sorted(path for path in _FOLDER.glob("*.py") if path.stem != "__init__")
+    return {path.stem: ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "" for path in files}
+
+
+def usage() -> str:
+    """The help of the whole command."""
+    lines = ["usage: python -m mixerzoo VERB [ARGUMENTS]; python -m mixerzoo VERB --help explains one", ""]
+    known = verbs()
+    width = max(map(len, known))
+    lines += [f"  {name:{width}}  {text.splitlines()[0]}" for name, text in known.items()]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb; returns the exit code: 2 for a mistake of the user.
+
+    Args:
+        arguments: without the program's name; by default those of the process.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("--help", "-h"):
+        print(usage())
+        return 0
+    verb, rest = given[0], given[1:]
+    try:
+        known = verbs()
+        if verb not in known:
+            raise unknown("python -m mixerzoo", verb, known)
+        if verb != "train" and any(flag in rest for flag in ("--help", "-h")):
+            print(known[verb])
+            return 0
+        return importlib.import_module(f"{__package__}.verbs.{verb}").main(rest)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `... | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def split(arguments: Sequence[str], *, verb: str) -> tuple[list[str], dict[str, str]]:
+    """Words and KEY=VALUE pairs among arguments, with `plugins=` loaded.
+
+    Raises:
+        ConfigError: an option that starts with a dash, or a plugin that cannot be loaded.
+    """
+    from ...plugins import load_plugins
+
+    words, pairs = [], {}
+    for text in arguments:
+        if text.startswith("-"):
+            raise ConfigError(f"{verb}: {text}: there is no such option; settings are written KEY=VALUE.")
+        key, equals, value = text.partition("=")
+        if key == "plugins" and equals:
+            load_plugins(value.strip("[]").split(","))
+        elif equals:
+            pairs[key] = value
+        else:
+            words.append(text)
+    return words, pairs
