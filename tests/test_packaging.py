@@ -27,6 +27,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "errors.py",
         "schema.py",
         "plugins.py",
+        "__main__.py",
         "train.py",
         "py.typed",
         "setup.py",
@@ -46,7 +47,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_contents(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {n.split("/")[0] for n in names if ".dist-info" not in n} == {"mixerzoo"}
-    for path in ["train.py", "py.typed", "kernels/common/dispatch.py", "mixers/local/basic.py", "configs/train.yaml"]:
+    for path in [
+        "train.py",
+        "__main__.py",
+        "plugins.py",
+        "py.typed",
+        "kernels/common/dispatch.py",
+        "mixers/local/basic.py",
+        "configs/train.yaml",
+    ]:
         assert f"mixerzoo/{path}" in names
     for folder in ("kernels", "mixers", "models", "tasks", "training", "contract"):
         for file in (ROOT / folder).rglob("*.py"):

@@ -15,6 +15,7 @@ from ...errors import ConfigError
 from ...tasks import Task
 from .. import run_folder as report
 from ..cli.compose import OWN, compose_config
+from ..cli.program import program
 from ..config import RunConfig, code_version, identity, parse, run_name
 from ..run import check, make_task
 from .match import Matched, count, match
@@ -72,7 +73,7 @@ class Cell:
         """The command line that repeats a run, and gives it the same identity."""
         if self.recorded:
             return self.recorded
-        return shlex.join(["python", "train.py", *self.settings, f"optimizer.lr={lr!r}", f"seed={seed}"])
+        return f"{program()} {shlex.join([*self.settings, f'optimizer.lr={lr!r}', f'seed={seed}'])}"
 
 
 @dataclass(eq=False)

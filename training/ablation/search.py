@@ -20,6 +20,7 @@ from ...models import create_model, model_config
 from ...schema import build_dataclass
 from .. import run_folder as report
 from ..cli.compose import compose_config, parse_overrides
+from ..cli.program import program
 from ..config import RunConfig, code_version, identity, model_options, run_name
 from ..cost import count_parameters, measure_activation_bytes, measure_flops
 from ..loop import DivergedError
@@ -228,7 +229,7 @@ def table(search: Search, objective: Objective, study: Any) -> str:
     lines += ["", f"{len(seen)} models trained, {len(skipped)} trials without training."]
     lines += [f"- {why}" for why in dict.fromkeys(skipped)]
     if done:
-        command = shlex.join(["python", "train.py", *done[0].user_attrs["settings"]])
+        command = f"{program()} {shlex.join(done[0].user_attrs['settings'])}"
         lines += ["", "The best one again:", "", f"    {command}"]
     return "\n".join(lines) + "\n"
 

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...errors import ConfigError
+from .program import program
 
 # Hydra answers these itself.
-_HYDRA_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
+_HYDRA_FLAGS = ("--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
 
 
 def _complain(error: ConfigError) -> None:
@@ -71,6 +72,11 @@ def _start(arguments: Sequence[str]) -> int:
 
     overrides = [a for a in arguments if not a.startswith("-")]
     flags = [a for a in arguments if a.startswith("-")]
+    if any(flag in ("--help", "-h") for flag in flags):
+        from .help import print_help
+
+        print_help(overrides)
+        return 0
     if any(flag.split("=")[0] in _HYDRA_FLAGS for flag in flags):
         register_groups(overrides)
         _hydra(list(arguments), [])
@@ -150,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         again = (
             "the same command" if any(a.startswith(("ablation", "search.")) for a in given) else f"resume={stop.folder}"
         )
-        again = again if " " in again else f"python train.py {again}"
+        again = again if " " in again else f"{program()} {again}"
         print(f"stopped at step {stop.step} and saved. Continue with: {again}", file=sys.stderr)
         code = 128 + stop.number
     except KeyboardInterrupt:

@@ -36,7 +36,8 @@ def _kinds() -> dict[str, Callable[[], dict[str, str]]]:
         "tasks": lambda: {name: _first_line(task_class(name).__doc__) for name in list_tasks()},
         "ablations": lambda: {name: str(read_preset(name).get("title", "")) for name in list_ablations()},
     }
-    list_models(), list_mixers()  # every part is registered then
+    list_models()  # every part is registered then
+    list_mixers()
     for kind in sorted({part.kind for part in PARTS} - {"mixer", "task"}):
         known[f"{kind.replace(' ', '_')}s".replace("xs", "xes")] = lambda kind=kind: {
             part.name: _first_line(part.value.__doc__) for part in PARTS if part.kind == kind

@@ -9,24 +9,23 @@ python -m mixerzoo show mamba2                           a mixer: its options, a
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import yaml
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 from ....errors import ConfigError, unknown
 from ....mixers import list_mixers, mixer_options
+from ....mixers.orders.ordered import Ordered
 from ....mixers.registry import ORDER_OPTIONS, mixer_class
 from ....models import create_model, list_models
-from ....schema import shown
 from ....tasks import list_tasks, task_options
 from ....tasks.base import task_class
 from ...cost import count_parameters, measure_activation_bytes, measure_flops
+from ..explain import options_table, show
 from ..verb import split
 
 # What an input has where neither the model nor the user says.
@@ -39,54 +38,37 @@ def main(arguments: Sequence[str]) -> int:
     if len(words) != 1:
         raise ConfigError("show: one name, of a model, a mixer or a task; see python -m mixerzoo list.")
     name = words[0]
-    if name in list_mixers():
-        cls = mixer_class(name)
-        options = {**mixer_options(name), **(ORDER_OPTIONS if 1 in cls.axes else {})}
-        _options(f'mixer "{name}"', cls, options, settings)
-        facts = {
-            key: getattr(cls, key) for key in ("axes", "causal", "masks", "packs", "streams", "complexity", "memory")
-        }
-        print("  ".join(f"{key}={value}" for key, value in facts.items()))
-    elif name in list_tasks():
-        _options(f'task "{name}"', task_class(name), task_options(name), settings)
-    elif name in list_models() or name.endswith((".yaml", ".yml")):
+    if name in list_models() or name.endswith((".yaml", ".yml")):
         _model(name, {key: yaml.safe_load(value) for key, value in settings.items()})
+        return 0
+    if settings:
+        raise ConfigError(f"show {name}: {', '.join(settings)}: only models take settings here.")
+    if name in list_mixers():
+        show_mixer(name)
+    elif name in list_tasks():
+        show_task(name)
     else:
-        raise unknown("show", name, [*list_models(), *list_mixers(), *list_tasks()], limit=0)
+        raise unknown("show", name, [*list_models(), *list_mixers(), *list_tasks()], limit=12)
     return 0
 
 
-def explained(cls: type, option: str) -> str:
-    """What a class's docstring says of an option, under `Args:`."""
-    for base in cls.__mro__:
-        lines = inspect.cleandoc(base.__doc__ or "").splitlines()
-        for i, line in enumerate(lines):
-            names, colon, text = line.strip().partition(": ")
-            if line.startswith("    ") and colon and option in names.split(", "):
-                depth = len(line) - len(line.lstrip())
-                for further in lines[i + 1 :]:
-                    if len(further) - len(further.lstrip()) <= depth or not further.strip():
-                        break
-                    text += " " + further.strip()
-                return text.replace("`", "")
-    return ""
+def _options(title: str, classes: Sequence[type], options: Mapping[str, inspect.Parameter]) -> None:
+    print(f"{title}: {inspect.cleandoc(classes[0].__doc__ or '').partition(chr(10))[0].replace('`', '')}")
+    show(options_table(options, classes))
 
 
-def _options(title: str, cls: type, options: Mapping[str, inspect.Parameter], settings: Mapping[str, str]) -> None:
-    if settings:
-        raise ConfigError(f"show: {', '.join(settings)}: only models take settings here.")
-    print(f"{title}: {inspect.cleandoc(cls.__doc__ or '').partition(chr(10))[0].replace('`', '')}")
-    table = Table(box=None, pad_edge=False)
-    for column in ("option", "type", "default", ""):
-        table.add_column(column, overflow="fold")
-    for name, option in options.items():
-        default = "(needed)" if option.default is inspect.Parameter.empty else repr(option.default)
-        table.add_row(name, shown(option.annotation), default, explained(cls, name))
-    _print(table)
+def show_mixer(name: str) -> None:
+    """A mixer's options, and what it can do."""
+    cls = mixer_class(name)
+    options = {**mixer_options(name), **(ORDER_OPTIONS if 1 in cls.axes else {})}
+    _options(f'mixer "{name}"', [cls, Ordered], options)
+    can = ("axes", "causal", "masks", "packs", "streams", "complexity", "memory")
+    print("  ".join(f"{key}={getattr(cls, key)}" for key in can))
 
 
-def _print(table: Table) -> None:
-    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
+def show_task(name: str) -> None:
+    """A task's options."""
+    _options(f'task "{name}"', [task_class(name)], task_options(name))
 
 
 def _example(model: nn.Module, config: Mapping[str, Any]) -> tuple[Tensor, ...]:
@@ -110,8 +92,8 @@ def _number(count: float) -> str:
 class _Row:
     """A part of the model, and the call that it got."""
 
-    def __init__(self, name: str, depth: int, module: nn.Module) -> None:
-        self.name, self.depth, self.module = name, depth, module
+    def __init__(self, name: str, module: nn.Module) -> None:
+        self.name, self.module = name, module
         self.call: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self.shape = ""
 
@@ -130,25 +112,26 @@ class _Row:
         return type(self.module).__name__ + (f" ({', '.join(inner)})" if inner else "")
 
     def figures(self) -> tuple[str, ...]:
-        if self.call is None:
-            return (self.kind, "", _number(count_parameters(self.module)), "", "")
+        assert self.call is not None
         args, kwargs = self.call
         kept = measure_activation_bytes(self.module, *args, **kwargs)
         flops = measure_flops(self.module, *args, **kwargs)
         return (self.kind, self.shape, _number(count_parameters(self.module)), _number(flops), f"{_number(kept)}B")
 
 
-def _rows(model: nn.Module, prefix: str = "", depth: int = 0) -> list[_Row]:
+def _rows(model: nn.Module, prefix: str = "") -> list[_Row]:
     """The parts of a model down to its blocks; a block has a mixer."""
     rows = []
     for name, child in model.named_children():
         if not count_parameters(child) and not list(child.children()):
             continue
-        row = _Row(f"{prefix}{name}", depth, child)
-        rows.append(row)
-        is_list = isinstance(child, (nn.ModuleList, nn.Sequential))
-        if is_list or any(isinstance(c, (nn.ModuleList, nn.Sequential)) for c in child.children()):
-            rows += _rows(child, f"{prefix}{name}.", depth + 1)
+        lists = (nn.ModuleList, nn.Sequential)
+        if isinstance(child, nn.ModuleList):  # it holds parts, and is none
+            rows += _rows(child, f"{prefix}{name}.")
+            continue
+        rows.append(_Row(f"{prefix}{name}", child))
+        if isinstance(child, nn.Sequential) or any(isinstance(c, lists) for c in child.children()):
+            rows += _rows(child, f"{prefix}{name}.")
     return rows
 
 
@@ -166,27 +149,34 @@ def _model(name: str, settings: dict[str, Any]) -> None:
     table = Table(box=None, pad_edge=False)
     for column in ("part", "kind", "output", "parameters", "FLOPs", "kept for backward"):
         table.add_column(column, justify="right" if column in ("parameters", "FLOPs", "kept for backward") else "left")
-    for first, last, row in _merged([(row, row.figures()) for row in rows]):
-        label = first.name if first is last else f"{first.name} to {last.name.rpartition('.')[2]}"
-        table.add_row("  " * first.depth + label, *row)
-    _print(table)
+    for first, last, row in _merged([(row, row.figures()) for row in rows if row.call is not None]):
+        label = first.name if first is last else f"{first.name} to {_short(first.name, last.name)}"
+        table.add_row(label, *row)
+    show(table)
     flops = measure_flops(model, *example)
     total = f"{_number(count_parameters(model))} parameters, {_number(flops)} FLOPs (a multiply-add is 2)"
     kept = measure_activation_bytes(model, *example)
     print(f"{name}, input {' x '.join(map(str, example[0].shape))}: {total}, {_number(kept)}B kept for backward")
-    if hasattr(model, "state_bytes"):
+    state_bytes: Any = getattr(model, "state_bytes", None)
+    if state_bytes is not None:
         try:
-            held = model.state_bytes(example[0].shape[1])
+            held = state_bytes(example[0].shape[1])
             print(f"decoding state after {example[0].shape[1]} tokens: {_number(held)}B")
         except ConfigError as error:
             print(f"does not decode token by token: {error}")
+
+
+def _short(first: str, last: str) -> str:
+    """The second of two names without what is the same in both."""
+    same = [a == b for a, b in zip(first.split("."), last.split("."), strict=True)].index(False)
+    return ".".join(last.split(".")[same:])
 
 
 def _merged(rows: list[tuple[_Row, tuple[str, ...]]]) -> list[tuple[_Row, _Row, tuple[str, ...]]]:
     """Neighbours of equal figures as one row, from the first to the last of them."""
     done: list[tuple[_Row, _Row, tuple[str, ...]]] = []
     for row, figures in rows:
-        if done and done[-1][2] == figures and done[-1][1].depth == row.depth and row.name[-1].isdigit():
+        if done and done[-1][2] == figures and row.name[-1].isdigit():
             done[-1] = (done[-1][0], row, figures)
         else:
             done.append((row, row, figures))
