@@ -25,7 +25,6 @@ from mixerzoo.benchmarks.kernels import broken_context
 from mixerzoo.kernels.common.costs import GPUS
 from mixerzoo.models import create_model
 from mixerzoo.models.generation import generate
-from mixerzoo.models.interop.huggingface import keep_kernels_apart
 from mixerzoo.training.cost import measure_flops
 from torch import Tensor, nn
 
@@ -43,7 +42,6 @@ def peer_of(name: str, vocabulary: int) -> nn.Module | None:
         import timm
 
         return timm.create_model(name) if timm.is_model(name) else None
-    keep_kernels_apart()
     import transformers
 
     sizes: dict[str, Any] = {"hidden_size": 768, "vocab_size": vocabulary, "tie_word_embeddings": True}

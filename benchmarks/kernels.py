@@ -26,6 +26,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
@@ -191,11 +192,15 @@ def _prepare(job: Job) -> str | None:
 
 def prepare(jobs: Sequence[Job], processes: int) -> Iterator[str]:
     """Call once, in parallel, what compiles: peers and our PyTorch path. (Ours: `selftest --compile`.)"""
+    wanted = [job for job in jobs if job.what != OURS and job.backward]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        for future in as_completed([pool.submit(_prepare, job) for job in jobs if job.what != OURS and job.backward]):
-            if (failure := future.result()) is not None:
-                yield failure
+        try:
+            for future in as_completed([pool.submit(_prepare, job) for job in wanted]):
+                if (failure := future.result()) is not None:
+                    yield failure
+        except BrokenProcessPool as death:  # a compiler or a kernel that crashed; the rest is compiled when it is timed
+            yield f"a process died: {death}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

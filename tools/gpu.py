@@ -14,6 +14,7 @@ import platform
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,8 +35,8 @@ class Stage:
 
     Attributes:
         share: seconds of `SECONDS`.
-        commands: arguments of Python; `{rows}` stands for the file of rows, `{out}` for the output folder, `{rehearse}`
-            for `--rehearse` in a rehearsal and else for nothing.
+        commands: arguments of Python; `{rows}` stands for the file of rows, `{temp}` for a folder that is removed,
+            `{rehearse}` for `--rehearse` in a rehearsal and else for nothing.
         lines: rows -> lines of the table.
         rehearsed: other commands for a rehearsal.
         whole: whether it needs the whole package, and so Hydra.
@@ -137,9 +138,9 @@ STAGES = {
     "decode": Stage(25, (f"{_MODELS} --json {{rows}} decode",), model_lines, whole=True),
     "run": Stage(
         15,
-        ("train.py train.max_steps=40 train.precision=bf16 run_dir={out}/run",),
+        ("train.py train.max_steps=40 train.precision=bf16 run_dir={temp}/run",),
         other_lines,
-        rehearsed=("train.py train.max_steps=4 run_dir={out}/run",),
+        rehearsed=("train.py train.max_steps=4 run_dir={temp}/run",),
         whole=True,
     ),
 }
@@ -154,11 +155,11 @@ def run_stage(name: str, stage: Stage, out: Path, *, limit: float, rehearse: boo
         return {**result, "status": "skipped: Hydra is missing; name a folder of wheels with --wheels"}
     environment = os.environ | dict(stage.environment) | ({"TRITON_INTERPRET": "1"} if rehearse else {})
     start = time.monotonic()
-    with open(out / "log.txt", "ab") as log:
+    with open(out / "log.txt", "ab") as log, tempfile.TemporaryDirectory() as temp:
         for command in (stage.rehearsed if rehearse else ()) or stage.commands:
             log.write(f"\n== {name}: {command}\n".encode())
             log.flush()
-            places = {"rows": rows, "out": out, "rehearse": "--rehearse" if rehearse else ""}
+            places = {"rows": rows, "temp": temp, "rehearse": "--rehearse" if rehearse else ""}
             words = [word.format(**places) for word in command.split() if word.format(**places)]
             process = subprocess.Popen(
                 [sys.executable, *(["-P"] if words[0] == "-m" else []), *words],

@@ -1,4 +1,4 @@
-"""What Triton's interpreter (looked at in Triton 3.8) lacks for tests.
+"""What Triton's interpreter (looked at in Triton 3.6 and 3.8) lacks for tests.
 
 *Speed.* It evaluates `tl.associative_scan` with a custom combine function one number at a time, about 0.2 ms each: a
 scan over a tile of 64 x 64 takes a second. `vectorize_scans` replaces that loop by one over positions of the scanned
@@ -6,6 +6,9 @@ axis, each for all lines at once. The combine function sees the same operands in
 
 *Rounding.* It cuts numbers off where it casts to bfloat16, which doubles the error and gives it a direction; GPUs round
 to the nearest, ties to even. `round_casts` mends that.
+
+*Counters of loops.* A number is an array of one element, and NumPy 2.5 refuses `int` of such an array, which Triton 3.6
+calls for a loop's end. `index_numbers` mends that.
 
 *Order of imports.* `TRITON_INTERPRET=1` counts when a kernel is defined; but parts of `tl` (zeros, sum, sigmoid ...)
 are kernels, too, defined when triton is imported, which torchvision does. `interpret_standard_library` turns them over.
@@ -21,9 +24,10 @@ from triton import knobs
 
 
 def mend() -> None:
-    """`vectorize_scans` and `round_casts`. Every module with kernels imports one that calls this."""
+    """All of the first three. Every module with kernels imports one that calls this."""
     vectorize_scans()
     round_casts()
+    index_numbers()
 
 
 def vectorize_scans() -> None:
@@ -93,6 +97,29 @@ def _bfloat16_bits(x: np.ndarray) -> np.ndarray:
     # Just under half of the last place, and one more where the number is odd. A carry goes into the exponent, rightly.
     rounded = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16
     return np.where(np.isnan(x), bits >> 16 | 0x7FC0, rounded).astype(np.uint16)
+
+
+def index_numbers() -> None:
+    """Let interpreted numbers be ends of loops. Does nothing where kernels are compiled, or when done already."""
+    if not knobs.runtime.interpret:
+        return
+    from triton.runtime import interpreter
+
+    original_patch()
+    setattr(interpreter, "_patch_lang_tensor", _patch_tensor)  # noqa: B010 - as above
+
+
+@functools.cache
+def original_patch():
+    """What Triton puts into its tensors while a kernel is interpreted."""
+    from triton.runtime import interpreter
+
+    return interpreter._patch_lang_tensor
+
+
+def _patch_tensor(tensor, scope):
+    original_patch()(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
 
 
 def interpret_standard_library() -> None:

@@ -116,6 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("There is no GPU; with TRITON_INTERPRET=1 the test runs in Triton's interpreter.", file=sys.stderr)
         return 2
     start = time.time()
+    if options.json:
+        open(options.json, "w").close()
     if on_gpu:
         tasks = tasks_of(names, quick=options.quick, models=options.compile)
         for failure in compile_ahead(tasks, this_arch(), options.jobs):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 
 import torch
 
@@ -54,9 +55,12 @@ def compile_ahead(tasks: Sequence[Task], arch: str, jobs: int) -> Iterator[str]:
     """Fill Triton's cache from parallel processes; yields failures."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=compile_only, initargs=(arch,)) as pool:
-        for future in as_completed([pool.submit(compile_task, task) for task in tasks]):
-            if (failure := future.result()) is not None:
-                yield failure
+        try:
+            for future in as_completed([pool.submit(compile_task, task) for task in tasks]):
+                if (failure := future.result()) is not None:
+                    yield failure
+        except BrokenProcessPool as death:  # a compiler that crashed; what is missing is compiled when it is run
+            yield f"a compiling process died: {death}"
 
 
 def run_here(name: str, *, quick: bool, large: bool) -> Iterator[Outcome]:
