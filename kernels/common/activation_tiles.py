@@ -18,7 +18,7 @@ CUBIC = tl.constexpr(0.044715)
 def activate(z, ACTIVATION: tl.constexpr):
     """act(z)."""
     if ACTIVATION == "relu":
-        return tl.maximum(z, 0.0)
+        return tl.where(z < 0.0, 0.0, z)  # a maximum of NaN and 0 is 0 on GPUs
     elif ACTIVATION == "silu":
         return z / (1.0 + tl.exp(-z))
     elif ACTIVATION == "gelu":
@@ -32,7 +32,7 @@ def activate(z, ACTIVATION: tl.constexpr):
 def activation_slope(z, ACTIVATION: tl.constexpr):
     """act'(z)."""
     if ACTIVATION == "relu":
-        return tl.where(z > 0.0, 1.0, 0.0)
+        return tl.where(z <= 0.0, 0.0, 1.0)
     elif ACTIVATION == "silu":
         s = 1.0 / (1.0 + tl.exp(-z))
         return s * (1.0 + z * (1.0 - s))

@@ -22,7 +22,8 @@ def segment_pool_reference(
     def largest(x: Tensor, candidates: range) -> Tensor:  # (B, C)
         value = x[:, candidates[0]]
         for t in candidates[1:]:
-            value = torch.where(x[:, t] > value, x[:, t], value)  # strictly: the first one wins
+            better = (x[:, t] > value) | (x[:, t].isnan() & ~value.isnan())  # strictly: the first one wins
+            value = torch.where(better, x[:, t], value)
         return value
 
     by_segment, by_window = [], []

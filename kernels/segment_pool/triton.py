@@ -32,7 +32,7 @@ def _tokens(x_ptr, mask_ptr, at, mask_at, t, length, c, real, stride):
 
 @triton.autotune(
     configs=configs(({"T": 16, "CB": 64}, 4, 1), ({"T": 8, "CB": 128}, 4, 1), ({"T": 16, "CB": 32}, 4, 1)),
-    key=["length", "channels", "size", "R"],
+    key=["channels", "R"],
 )
 @triton.jit
 def segment_pool_forward_kernel(
@@ -51,9 +51,12 @@ def segment_pool_forward_kernel(
     for start in range(s * size, end, T):
         t = start + tl.arange(0, T)
         x = _tokens(segment_ptr, mask_ptr, b * segment_b, b * length, t, end, c, real, segment_t)
-        largest = tl.max(x, 0)
-        token = tl.min(tl.where((x == largest[None, :]) & (t < end)[:, None], t[:, None], FAR), 0)
-        better = (largest > best) | (winner == FAR)  # of equal values the first one wins
+        lost = (x != x) & (t < end)[:, None]
+        largest = tl.where(tl.max(lost.to(tl.int32), 0) != 0, float("nan"), tl.max(x, 0))
+        wins = tl.where((largest != largest)[None, :], lost, (x == largest[None, :]) & (t < end)[:, None])
+        token = tl.min(tl.where(wins, t[:, None], FAR), 0)
+        # of equal values the first one wins, and the first NaN over all numbers
+        better = (largest > best) | (winner == FAR) | ((largest != largest) & (best == best))
         winner = tl.where(better, token, winner)
         best = tl.where(better, largest, best)
     tl.store(winner_ptr + (b * segments + s) * channels + c, winner, mask=real)
@@ -66,7 +69,7 @@ def segment_pool_forward_kernel(
         offset = tl.zeros((T, CB), tl.int32)
         for j in tl.static_range(-R, R + 1):
             x = _tokens(local_ptr, mask_ptr, b * local_b, b * length, t + j, length, c, real, local_t)
-            better = x > z
+            better = (x > z) | ((x != x) & (z == z))
             offset = tl.where(better, j, offset)
             z = tl.where(better, x, z)
         tl.store(z_ptr + at, z.to(z_ptr.dtype.element_ty), mask=inside)
@@ -75,7 +78,7 @@ def segment_pool_forward_kernel(
 
 @triton.autotune(
     configs=configs(({"T": 16, "CB": 64}, 4, 1), ({"T": 16, "CB": 32}, 4, 1)),
-    key=["length", "channels", "size", "R"],
+    key=["channels", "R"],
 )
 @triton.jit
 def segment_pool_backward_kernel(

@@ -284,25 +284,11 @@ def _backward_fake(
     return du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial
 
 
-def _save(ctx, inputs, output) -> None:
-    u, delta, A, B, C, D, z, delta_bias, initial, starts, softplus, _ = inputs
-    ctx.has_initial, ctx.softplus = initial is not None, softplus
-    ctx.save_for_backward(u, delta, A, B, C, D, z, delta_bias, starts, output[2])
-
-
-def _autograd(ctx, dy, dfinal, _):
-    u, delta, A, B, C, D, z, delta_bias, starts, kept = ctx.saved_tensors
-    du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial = backward_op(
-        u, delta, A, B, C, D, z, delta_bias, starts, kept, dy, dfinal, ctx.softplus
-    )
-    return (
-        du, ddelta, dA, dB, dC, dD if D is not None else None, dz if z is not None else None,
-        dbias if delta_bias is not None else None, dinitial if ctx.has_initial else None, None, None, None,
-    )  # fmt: skip
-
-
 backward_op = register_op("selective_scan_triton_backward", _backward, _backward_fake)
-forward_op = register_op("selective_scan_triton", _forward, _forward_fake, save=_save, backward=_autograd)
+forward_op = register_op(
+    "selective_scan_triton", _forward, _forward_fake,
+    outputs="y final kept", gradient=backward_op, wrt="u delta A B C D z delta_bias initial",
+)  # fmt: skip
 
 
 def selective_scan_triton(

@@ -23,9 +23,7 @@ def _source(position, offset, size, WRAP: tl.constexpr):
     return source, (source >= 0) & (source < size)
 
 
-@triton.autotune(
-    configs=configs(({"P": 16, "CB": 128}, 4, 1), ({"P": 32, "CB": 64}, 4, 1)), key=["positions", "channels"]
-)
+@triton.autotune(configs=configs(({"P": 16, "CB": 128}, 4, 1), ({"P": 32, "CB": 64}, 4, 1)), key=["channels"])
 @triton.jit
 def shift_kernel(
     x_ptr, y_ptr, positions, frames, height, width, channels, x_b, x_t, x_h, x_w,

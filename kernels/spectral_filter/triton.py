@@ -29,7 +29,7 @@ def _store(pointer, at, places, p, real, imag):
     tl.store(pointer + 2 * (at + p[:, None]) + pair[None, :], tl.join(real, imag), mask=(p < places)[:, None])
 
 
-@triton.autotune(configs=configs(({"P": 256}, 4, 1), ({"P": 512}, 4, 1), ({"P": 128}, 2, 1)), key=["places", "samples"])
+@triton.autotune(configs=configs(({"P": 256}, 4, 1), ({"P": 512}, 4, 1), ({"P": 128}, 2, 1)), key=["SHARED"])
 @triton.jit
 def spectral_filter_forward_kernel(x_ptr, w_ptr, y_ptr, samples, places, SHARED: tl.constexpr, P: tl.constexpr):
     """Products of P places of all samples; a shared filter is read once."""
@@ -43,7 +43,7 @@ def spectral_filter_forward_kernel(x_ptr, w_ptr, y_ptr, samples, places, SHARED:
         _store(y_ptr, at, places, p, real * w_real - imag * w_imag, real * w_imag + imag * w_real)
 
 
-@triton.autotune(configs=configs(({"P": 256}, 4, 1), ({"P": 512}, 4, 1), ({"P": 128}, 2, 1)), key=["places", "samples"])
+@triton.autotune(configs=configs(({"P": 256}, 4, 1), ({"P": 512}, 4, 1), ({"P": 128}, 2, 1)), key=["SHARED"])
 @triton.jit
 def spectral_filter_backward_kernel(
     dy_ptr, x_ptr, w_ptr, dx_ptr, dw_ptr, samples, places, SHARED: tl.constexpr, P: tl.constexpr

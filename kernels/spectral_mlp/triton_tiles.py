@@ -68,8 +68,8 @@ def anew(w, tile):
 
 @triton.jit
 def shrink(v, threshold):
-    """Soft shrinkage: towards zero by `threshold`, and zero within it."""
-    return tl.where(v > threshold, v - threshold, tl.where(v < -threshold, v + threshold, 0.0))
+    """Soft shrinkage: towards zero by `threshold`, and zero within it; NaN stays."""
+    return tl.where(v > threshold, v - threshold, tl.where(v < -threshold, v + threshold, v * 0.0))
 
 
 @triton.jit
