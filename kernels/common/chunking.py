@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .dispatch import at_most
+from .dispatch import at_most, wants_plain
 
 LARGEST_KEY = 256  # the state of a program, K x 64 in float32, must fit its registers
 
@@ -36,7 +36,7 @@ def pad_time(x: Tensor, length: int) -> Tensor:
 
 def recompute(function: Callable[..., Any], *args: Any) -> Any:
     """Call `function`, keeping only its inputs for the backward pass, which runs it again."""
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or wants_plain():  # transforms and tracing don't know checkpoints
         return function(*args)
     return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
 

@@ -176,7 +176,10 @@ class _Gradient:
         """Keep what `gradient` takes; of the other inputs what they look like."""
         made = output if isinstance(output, tuple) else (output,)
         values = dict(zip(self.parameters, inputs, strict=True)) | dict(zip(self.outputs, made, strict=True))
-        kept = {name: values[name] for name in self.taken if name in values}
+        names = [name for name in self.taken if name in values]
+        if self.plain is not None and any(name in self.outputs for name in names):
+            names += [name for name in self.wrt if name not in names]  # of which outputs tell enough, but not to `plain`
+        kept = {name: values[name] for name in names}
         ctx.names = [name for name, value in kept.items() if isinstance(value, Tensor)]
         ctx.save_for_backward(*(kept[name] for name in ctx.names))
         ctx.values = {name: v for name, v in values.items() if not isinstance(v, Tensor)}
