@@ -178,7 +178,9 @@ class _Gradient:
         values = dict(zip(self.parameters, inputs, strict=True)) | dict(zip(self.outputs, made, strict=True))
         names = [name for name in self.taken if name in values]
         if self.plain is not None and any(name in self.outputs for name in names):
-            names += [name for name in self.wrt if name not in names]  # of which outputs tell enough, but not to `plain`
+            names += [
+                name for name in self.wrt if name not in names
+            ]  # of which outputs tell enough, but not to `plain`
         kept = {name: values[name] for name in names}
         ctx.names = [name for name, value in kept.items() if isinstance(value, Tensor)]
         ctx.save_for_backward(*(kept[name] for name in ctx.names))

@@ -110,7 +110,7 @@ def test_gradients_of_gradients(op):
 def test_triton_by_name_refuses_what_it_cannot_do(op):
     pytest.importorskip("triton")
     function, x = problem(op, torch.float32)
-    with pytest.raises(NotImplementedError, match='has no forward-mode derivative .* backend="reference"'):
+    with pytest.raises(NotImplementedError, match=r'has no forward-mode derivative .* backend="reference"'):
         torch.func.jvp(lambda *v: function(*v, backend="triton"), x, randoms(*x))
 
 

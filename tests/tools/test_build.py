@@ -50,6 +50,39 @@ def test_every_config(arch):
     assert not build_elsewhere(arch).problems()
 
 
+BUILD = """
+import sys
+from mixerzoo.kernels.common.discovery import find_cases
+from mixerzoo.tools.build import build
+
+report = build(sys.argv[1], find_cases(sys.argv[2:]), default_only=True)
+print(len(report.built), *report.failures, sep="\\n")
+"""
+
+
+def failures(arch: str, cases: list[str], tmp_path) -> list[str]:
+    """Of a chip for which only compiling is asked."""
+    script = tmp_path / "build.py"
+    script.write_text(BUILD)
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, script, arch, *cases], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    built, *found = done.stdout.splitlines()
+    assert int(built) >= len(cases)
+    return found
+
+
+def test_amd_compiles_without_tf32(tmp_path):
+    """Only gfx942 knows it; asked for 16-bit numbers, too, it fails elsewhere."""
+    assert not failures("gfx90a", ["token_mlp.backward"], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["gfx90a", "gfx950", "gfx1100"])
+def test_amd_compiles_everything(arch, tmp_path):
+    assert not failures(arch, list(find_cases()), tmp_path)
+
+
 def test_what_counts_as_a_problem():
     assert not Report("sm_90", [Built(**FINE)]).problems()
     for change, words in [
