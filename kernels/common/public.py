@@ -24,7 +24,7 @@ def public() -> dict[str, Any]:
 
 def stub() -> str:
     """`kernels/__init__.pyi`: the same for type checkers, to which `kernels.gla` is else a folder and no function."""
-    lines = ["# Written by `python -m mixerzoo.tools.kernel_docs`."]
-    lines += [f"from .common.dispatch import {x} as {x}" for x in ("BACKENDS", "choose_backend", "default_backend")]
-    lines += [f"from .{op} import {x} as {x}" for op, module in op_modules().items() for x in sorted(module.__all__)]
-    return "\n".join(lines) + "\n"
+    names = {op: sorted(module.__all__) for op, module in op_modules().items()}
+    names["common.dispatch"] = ["BACKENDS", "choose_backend", "default_backend"]
+    lines = [f"from .{module} import {name} as {name}" for module in sorted(names) for name in names[module]]
+    return "\n".join(["# Written by `python -m mixerzoo.tools.kernel_docs`.", *lines]) + "\n"

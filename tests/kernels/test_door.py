@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -393,3 +394,15 @@ def test_shapes():
         check_shapes("op", b=("2", torch.zeros(3)))
     with pytest.raises(ConfigError, match="document_ids must be integers"):
         check_shapes("op", document_ids=("B", torch.zeros(3)))
+
+
+def test_public_names_are_those_of_the_folders():
+    """At run time by discovery; for type checkers from a file that `python -m mixerzoo.tools.kernel_docs` writes."""
+    import mixerzoo.kernels as face
+    from mixerzoo.kernels.common.public import op_modules, stub
+
+    assert {"gla", "pool_mix", "block_sparse_attention"} <= set(op_modules())
+    for module in op_modules().values():
+        assert all(getattr(face, name) is getattr(module, name) for name in module.__all__)
+        assert set(module.__all__) <= set(face.__all__)
+    assert Path(str(face.__file__)).with_suffix(".pyi").read_text() == stub()
