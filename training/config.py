@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,6 +37,7 @@ class TrainConfig:
         eval_every: epochs between evaluations; the end is always evaluated.
         select: weights that the final figures are of: "best" on validation, or "last".
         schedule: learning rate over time.
+        aux_losses: weights of the auxiliary losses that parts of a model add, by name; 1 for those not named.
         warmup: share of all steps over which the learning rate rises linearly from 0.
         min_lr: final learning rate, as a share of the peak.
         clip_grad: largest gradient norm; None for no clipping.
@@ -55,6 +57,7 @@ class TrainConfig:
     eval_every: int
     select: Literal["best", "last"]
     schedule: Literal["cosine", "linear", "constant"]
+    aux_losses: dict[str, float]
     warmup: float
     min_lr: float
     clip_grad: float | None
@@ -74,6 +77,9 @@ class TrainConfig:
         self._require("clip_grad", self.clip_grad is None or self.clip_grad > 0, "positive, or null")
         self._require("ema", self.ema is None or 0 < self.ema < 1, "in (0, 1), or null")
         self._require("workers", self.workers >= 0, "at least 0")
+        for name, weight in self.aux_losses.items():
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+                raise ConfigError(f"train.aux_losses.{name}: {weight!r} is not a finite number of at least 0.")
         if self.batch_size % self.accumulate:
             raise ConfigError(
                 f"train.accumulate: {self.accumulate} does not divide train.batch_size={self.batch_size}."

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import ConfigError
+from ..errors import ConfigError, unknown
+from ..mixers import collect_losses
 from ..tasks import Batch, Task
 from .checkpoint import load_state, load_weights, save_checkpoint, verify_checkpoint
 from .config import RunConfig
@@ -111,6 +112,8 @@ class Trainer:
         self.evaluated = 0  # the step of the last evaluation
         self.best: dict[str, Any] | None = None
         self.loss_sum, self.loss_count, self.seconds = 0.0, 0, 0.0
+        self.aux: dict[str, float] = {}  # auxiliary losses of the last step, by name
+        self.aux_sums: dict[str, float] = {}  # of auxiliary losses, by name, as `loss_sum`
         self.rates: list[float] = []
         self.interrupts = Interrupts()
 
@@ -132,6 +135,7 @@ class Trainer:
                 "best": self.best,
                 "loss_sum": self.loss_sum,
                 "loss_count": self.loss_count,
+                "aux_sums": self.aux_sums,
                 "seconds": self.seconds,
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": None if scaler is None else scaler.state_dict(),
@@ -155,6 +159,7 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.evaluated, self.best = state["step"], state["evaluated"], state["best"]
         self.loss_sum, self.loss_count, self.seconds = state["loss_sum"], state["loss_count"], state["seconds"]
+        self.aux_sums = dict(state["aux_sums"])
         self.schedule.step_update(self.step)
         if self.accelerator.is_main_process:
             keep_lines(self.folder / "metrics.jsonl", self.evaluated)
@@ -185,7 +190,8 @@ class Trainer:
                 self.display.step(self.step, epoch=self._epoch(), loss=loss, rate=rate)
                 if self.step % _LOG_EVERY == 0:
                     lr = self.optimizer.param_groups[0]["lr"]
-                    self.accelerator.log({"train/loss": loss, "lr": lr, "throughput": rate}, step=self.step)
+                    aux = {f"train/{name}": value for name, value in self.aux.items()}
+                    self.accelerator.log({"train/loss": loss, **aux, "lr": lr, "throughput": rate}, step=self.step)
                 if stop:
                     self._interrupt()
                 if self._due():
@@ -201,7 +207,7 @@ class Trainer:
         """One optimizer step; returns its loss and whether a signal came, both over all processes.
 
         The loss, and so the gradient, is the mean over the targets of the whole step: a part with few of them counts
-        little.
+        little. What parts of the model add by `aux_loss` comes on top, with the weights of `train.aux_losses`.
         """
         self.model.train()
         # what dropout, stochastic depth and mixing draw in this step depends on nothing that came before it
@@ -211,10 +217,16 @@ class Trainer:
         # gradients of processes are averaged, not summed
         shares = counts * self.accelerator.num_processes / targets
         total = torch.zeros((), device=self.accelerator.device)
+        aux: dict[str, torch.Tensor] = {}
         for i, batch in enumerate(parts):
             last = i == len(parts) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss = self.task.loss(self.model, self.task.augment(batch)) * shares[i]
+                with collect_losses() as added:
+                    loss = self.task.loss(self.model, self.task.augment(batch))
+                loss = loss * shares[i]
+                for name, value in added.items():
+                    loss = loss + self.train.aux_losses.get(name, 1.0) * shares[i] * value
+                    aux[name] = aux.get(name, 0.0) + shares[i] * value.detach()
                 total += loss.detach()
                 self.accelerator.backward(loss)
         mean, stop = self._agree(total)
@@ -228,6 +240,12 @@ class Trainer:
         self.schedule.step_update(self.step)
         if self.ema is not None:
             self.ema.update(self.raw, step=self.step)
+        for name in self.train.aux_losses:
+            if name not in aux:
+                raise unknown("train.aux_losses", name, aux)
+        self.aux = {name: float(value) for name, value in aux.items()}
+        for name, value in self.aux.items():
+            self.aux_sums[name] = self.aux_sums.get(name, 0.0) + value * int(targets)
         self.loss_sum += mean * int(targets)
         self.loss_count += int(targets)
         return mean, stop
@@ -244,6 +262,13 @@ class Trainer:
         pair = torch.stack([loss, torch.full_like(loss, float(stop))])
         gathered = self.accelerator.gather(pair[None])
         return float(gathered[:, 0].mean()), bool(gathered[:, 1].any())
+
+    def _mean_aux(self) -> dict[str, float]:
+        """The auxiliary losses since the last evaluation, before their weights, over all processes."""
+        names = sorted(self.aux_sums)
+        sums = torch.tensor([self.aux_sums[name] for name in names], device=self.accelerator.device)
+        means = self._over_processes(sums) / self.accelerator.num_processes / max(1, self.loss_count)
+        return dict(zip(names, means.tolist(), strict=True))
 
     def _diverged(self, loss: float, parts: list[Batch]) -> None:
         samples = torch.cat([batch["index"] for batch in parts]).tolist()
@@ -298,12 +323,13 @@ class Trainer:
             "step": self.step,
             "epoch": self.step / self.data.steps_per_epoch,
             "train_loss": self.loss_sum / max(1, self.loss_count),
+            **({"aux": self._mean_aux()} if self.aux_sums else {}),
             "lr": self.optimizer.param_groups[0]["lr"],
             "val": {k: v for k, v in figures.items() if not isinstance(v, list)},
             "throughput": spread(self.rates[-self.eval_steps :])["median"],
             "seconds": self.seconds,
         }
-        self.loss_sum, self.loss_count, self.evaluated = 0.0, 0, self.step
+        self.loss_sum, self.loss_count, self.aux_sums, self.evaluated = 0.0, 0, {}, self.step
         sign = 1 if self.task.higher_is_better else -1
         # of equals the later: it is the further trained one
         better = self.best is None or (math.isfinite(value) and not sign * value < sign * self.best["value"])
