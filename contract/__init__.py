@@ -7,18 +7,21 @@ Every kind of part has promises; a part makes those that its class data speak of
 with the smallest example that shows it.
 """
 
-from . import mixers, padding, streaming
+from . import around, mixers, orders, padding, schedules, streaming
 from .base import BrokenPromise, Promise, Result, kinds, parts, promises, run
 
 __all__ = [
     "BrokenPromise",
     "Promise",
     "Result",
+    "around",
     "kinds",
     "mixers",
+    "orders",
     "padding",
     "parts",
     "promises",
     "run",
+    "schedules",
     "streaming",
 ]

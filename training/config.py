@@ -15,6 +15,7 @@ from ..errors import ConfigError, unknown
 from ..models import list_models, model_config
 from ..models.registry import backbone_class
 from ..schema import build_dataclass, keyword_options
+from .schedules import SCHEDULES
 
 PACKAGE = Path(__file__).resolve().parent.parent
 CONFIGS = PACKAGE / "configs"
@@ -36,8 +37,8 @@ class TrainConfig:
         eval_batch_size: samples per evaluation batch and process.
         eval_every: epochs between evaluations; the end is always evaluated.
         select: weights that the final figures are of: "best" on validation, or "last".
-        schedule: learning rate over time.
-        aux_losses: weights of the auxiliary losses that parts of a model add, by name; 1 for those not named.
+        schedule: learning rate over time, by name or mapping; see `schedules`.
+        aux_losses: weights of the losses that parts of a model add, by name; 1 for those not named.
         warmup: share of all steps over which the learning rate rises linearly from 0.
         min_lr: final learning rate, as a share of the peak.
         clip_grad: largest gradient norm; None for no clipping.
@@ -56,8 +57,8 @@ class TrainConfig:
     eval_batch_size: int
     eval_every: int
     select: Literal["best", "last"]
-    schedule: Literal["cosine", "linear", "constant"]
-    aux_losses: dict[str, float]
+    schedule: Any
+    aux_losses: dict[str, float] | None
     warmup: float
     min_lr: float
     clip_grad: float | None
@@ -77,7 +78,8 @@ class TrainConfig:
         self._require("clip_grad", self.clip_grad is None or self.clip_grad > 0, "positive, or null")
         self._require("ema", self.ema is None or 0 < self.ema < 1, "in (0, 1), or null")
         self._require("workers", self.workers >= 0, "at least 0")
-        for name, weight in self.aux_losses.items():
+        SCHEDULES.check(self.schedule, key="schedule")
+        for name, weight in (self.aux_losses or {}).items():
             if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
                 raise ConfigError(f"train.aux_losses.{name}: {weight!r} is not a finite number of at least 0.")
         if self.batch_size % self.accumulate:

@@ -225,7 +225,7 @@ class Trainer:
                     loss = self.task.loss(self.model, self.task.augment(batch))
                 loss = loss * shares[i]
                 for name, value in added.items():
-                    loss = loss + self.train.aux_losses.get(name, 1.0) * shares[i] * value
+                    loss = loss + (self.train.aux_losses or {}).get(name, 1.0) * shares[i] * value
                     aux[name] = aux.get(name, 0.0) + shares[i] * value.detach()
                 total += loss.detach()
                 self.accelerator.backward(loss)
@@ -240,7 +240,7 @@ class Trainer:
         self.schedule.step_update(self.step)
         if self.ema is not None:
             self.ema.update(self.raw, step=self.step)
-        for name in self.train.aux_losses:
+        for name in self.train.aux_losses or ():
             if name not in aux:
                 raise unknown("train.aux_losses", name, aux)
         self.aux = {name: float(value) for name, value in aux.items()}

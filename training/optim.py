@@ -11,6 +11,7 @@ from torch import nn
 
 from ..errors import ConfigError, did_you_mean, unknown
 from .config import TrainConfig
+from .schedules import SCHEDULES
 
 # Arguments of `create_optimizer_v2` itself that a config may use besides those of the optimizer's class.
 _FACTORY = ("layer_decay",)
@@ -70,25 +71,20 @@ def build_optimizer(model: nn.Module, options: Mapping[str, Any]) -> torch.optim
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, train: TrainConfig, total_steps: int) -> Any:
-    """timm's scheduler, driven by `step_update(number of steps done)`; its state is that number alone.
+    """The scheduler of a config, driven by `step_update(number of steps done)`; its state is that number alone.
 
     Args:
         optimizer: whose learning rates it sets.
         train: for `schedule`, `warmup` and `min_lr`.
         total_steps: optimizer steps of the whole run.
     """
-    from timm.scheduler import CosineLRScheduler, PolyLRScheduler, StepLRScheduler
-
     peak = optimizer.param_groups[0]["lr"]
     warmup = round(train.warmup * total_steps)
-    shared: dict[str, Any] = {
+    warm_up: dict[str, Any] = {
         "t_in_epochs": False,
         "warmup_t": warmup,
         # the first step counts: a rate of 0 would waste it
         "warmup_lr_init": peak / max(1, warmup),
     }
-    if train.schedule == "constant":
-        return StepLRScheduler(optimizer, decay_t=total_steps + 1, decay_rate=1.0, **shared)
-    if train.schedule == "linear":
-        return PolyLRScheduler(optimizer, t_initial=total_steps, lr_min=train.min_lr * peak, power=1.0, **shared)
-    return CosineLRScheduler(optimizer, t_initial=total_steps, lr_min=train.min_lr * peak, **shared)
+    filled_in: dict[str, Any] = {"total_steps": total_steps, "min_lr": train.min_lr * peak, "warm_up": warm_up}
+    return SCHEDULES.build(train.schedule, optimizer, key="train.schedule", **filled_in)

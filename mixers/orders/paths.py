@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...errors import OptionError, unknown
 from ...schema import Between, Parts, Seed, Size
+from ..part import states
 
 Path = Tensor
 PATHS = Parts("order", __name__, context=("layer_index",))
@@ -65,6 +66,7 @@ def bidirectional(base: Tensor) -> list[Path]:
 
 
 @PATHS.register("cross_scan")
+@states(alternatives={"mode": "bidi"})
 def cross_scan(base: Tensor, *, mode: Literal["cross2d", "unidi", "bidi", "rot90"] = "cross2d") -> list[Path]:
     """Four paths. VMamba (2024), arXiv:2401.10166.
 
@@ -87,6 +89,7 @@ def cross_scan(base: Tensor, *, mode: Literal["cross2d", "unidi", "bidi", "rot90
 
 
 @PATHS.register("atrous")
+@states(alternatives={"size": 2, "rate": 2})
 def atrous(base: Tensor, *, size: Size = 4, rate: Size = 1, joined: bool = False) -> list[Path]:
     """Windows of `size` x `size` tokens of a frame that stand `rate` apart; a sequence for each window, row by row.
 
@@ -130,6 +133,7 @@ def _by_window(base: Tensor, window: Tensor, place: Tensor) -> Path:
 
 
 @PATHS.register("window")
+@states(alternatives={"size": (1, 2, 2), "shift": True}, requires={"shift": {"size": (1, 2, 2)}})
 def window(
     base: Tensor, *, size: tuple[Size, Size, Size] = (4, 4, 4), layer_index: int = 0, shift: bool | None = None
 ) -> list[Path]:
@@ -195,6 +199,7 @@ def hilbert(base: Tensor) -> list[Path]:
 
 
 @PATHS.register("random")
+@states(alternatives={"seed": 1})
 def random(base: Tensor, *, seed: Seed = 0) -> list[Path]:
     """One permutation, fixed by the seed and the number of tokens: the control for every other order."""
     generator = torch.Generator().manual_seed(seed)
@@ -202,6 +207,7 @@ def random(base: Tensor, *, seed: Seed = 0) -> list[Path]:
 
 
 @PATHS.register("frame_interleaved")
+@states(axes=(3,), requires={"as_frames": {"columns": True}})
 def frame_interleaved(base: Tensor, *, columns: bool = False, as_frames: bool = False) -> list[Path]:
     """Pixel by pixel, of each pixel all frames one after another. VFIMamba (2024), arXiv:2407.02315.
 
@@ -223,6 +229,7 @@ def frame_interleaved(base: Tensor, *, columns: bool = False, as_frames: bool = 
 
 
 @PATHS.register("rotary_major")
+@states(alternatives={"turn": 1})
 def rotary_major(
     base: Tensor, *, layer_index: int = 0, turn: Annotated[int, Between(0, 3)] | None = None
 ) -> list[Path]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +91,7 @@ class SinkhornOrder(nn.Module):
     """
 
     paths = 1
+    alternatives: ClassVar = {"temperature": 0.1, "iterations": 1}
 
     def __init__(
         self,

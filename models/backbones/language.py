@@ -23,6 +23,7 @@ from ..parts.blocks import init_weights, no_weight_decay
 from ..parts.language_block import LanguageBlock
 from ..parts.language_heads import ClassifierHead, MaskedLMHead, ReconstructionHead, TiedLinear, last_index, lm_head
 from ..parts.norms import NORMS
+from .fit import check_padding, mixing_parts
 from .language_config import LanguageConfig, check_config, check_inputs
 from .layers import Place, StageSpec, build_block, stage_specs
 
@@ -84,6 +85,7 @@ class Language(nn.Module):
         self.blocks: Any = nn.ModuleList(self._blocks(config))
         self.norm = nn.Identity() if post else NORMS.build(config.norm, dim, key="norm")
         self.head = self._head(config)
+        self._mixing = mixing_parts(self)  # norms and channel mixers that see other tokens
         self.tie_weights()
         self.register_load_state_dict_post_hook(_tie_again)
         self.init_weights()
@@ -151,6 +153,7 @@ class Language(nn.Module):
     def check_ids(self, input_ids: Any, mask: Tensor | None, document_ids: Tensor | None) -> None:
         """Hold inputs against what the model takes; see `check_inputs`."""
         check_inputs(input_ids, mask, document_ids, self.vocab_size)
+        check_padding(self._mixing, mask, document_ids)
         if document_ids is not None:
             for i, block in enumerate(self.blocks):
                 if not block.mixer.packs:

@@ -14,9 +14,14 @@ from ...errors import OptionError
 from ...mixers import Grid, create_mixer
 from ...mixers.registry import check_mixer
 from ..parts.blocks import BLOCKS
+from ..parts.channel_mixers import CHANNEL_MIXERS
+from ..parts.norms import NORMS
+from .fit import check_fit
 
 # What a config may give a block to fill in.
 _AROUND = ("norm", "channel_mixer", "layer_scale", "res_scale")
+# What must fit the grid and, in a causal model, not show the future.
+_CHECKED = {"norm": NORMS, "channel_mixer": CHANNEL_MIXERS}
 
 
 def per_stage(value: Any, stages: int, *, key: str) -> list[Any]:
@@ -118,6 +123,11 @@ def build_block(
     )  # fmt: skip
     if place.rank not in mixer.axes:
         raise OptionError(path, f'the mixer "{name}" takes {mixer.axes} grid axes, not {place.what}.')
+    for option, parts in _CHECKED.items():
+        value = spec.values.get(option)
+        check_fit(
+            parts, value, key=spec.paths.get(option, option), rank=place.rank, what=place.what, causal=place.causal
+        )
     around = {option: spec.values[option] for option in _AROUND if option in spec.values}
     around |= {"mixer": mixer, "drop_path": drop_path}
     try:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...errors import OptionError
 from ...schema import Epsilon, OddSize, Positive
 from .blocks import BLOCKS, Block, DropPath, Make, scaled_sum
-from .channel_mixers import CHANNEL_MIXERS
+from .channel_mixers import CHANNEL_MIXERS, ChannelMixer
 
 
 @BLOCKS.register("serial")
@@ -32,7 +32,8 @@ class SerialBlock(Block):
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
         packed = {} if document_ids is None else {"document_ids": document_ids}
-        branch = self.channel_mixer(self.norm(self.mixer(x, mask=mask, **packed)))
+        mixed = self.norm(self.mixer(x, mask=mask, **packed))
+        branch = self.channel_mixer(mixed, mask=mask, document_ids=document_ids)
         return scaled_sum(x, self.drop_path(branch), self.res_scale, self.layer_scale)
 
 
@@ -69,7 +70,7 @@ class SelfResidualBlock(Block):
         x = x + self.drop_path(mixed - x) if drops else mixed
         if self.channel_mixer is None:
             return x
-        branch = self.channel_mixer(self.norm2(x))
+        branch = self.channel_mixer(self.norm2(x), mask=mask, document_ids=document_ids)
         return scaled_sum(x, self.drop_path(branch), self.res_scale2, self.layer_scale2)
 
 
@@ -92,7 +93,7 @@ class GlobalResponseNorm(nn.Module):
 
 
 @CHANNEL_MIXERS.register("conv_mlp")
-class ConvMlp(nn.Module):
+class ConvMlp(ChannelMixer):
     """Depthwise convolution, layer norm, linear, GELU, global response norm, linear: the channel mixing of Strip-MLP.
 
     Unlike other channel mixers it looks at neighbours and takes images alone. arXiv:2307.11458; the block of
@@ -105,6 +106,10 @@ class ConvMlp(nn.Module):
         eps: of the layer norm.
     """
 
+    axes = (2,)
+    mixes_tokens = True
+    alternatives = {"ratio": 2.0, "kernel_size": 3, "eps": 0.1}
+
     def __init__(self, dim: int, *, ratio: Positive = 3.0, kernel_size: OddSize = 7, eps: Epsilon = 1e-5) -> None:
         super().__init__()
         self.conv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, bias=False)
@@ -113,6 +118,7 @@ class ConvMlp(nn.Module):
         self.grn = GlobalResponseNorm(int(ratio * dim))
         self.fc2 = nn.Linear(int(ratio * dim), dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
+        self.refuse_padding(mask, document_ids)
         x = self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.fc2(self.grn(F.gelu(self.fc1(self.norm(x)))))

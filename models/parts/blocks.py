@@ -180,7 +180,7 @@ class MetaFormerBlock(Block):
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
         x = self.token_half(x, mask=mask, document_ids=document_ids)
-        return x if self.channel_mixer is None else self.channel_half(x)
+        return x if self.channel_mixer is None else self.channel_half(x, mask=mask, document_ids=document_ids)
 
     def halves(self) -> list[Callable[..., Tensor]]:
         """The token mixing and, where there is one, the channel mixing, each with its residual."""
@@ -191,9 +191,10 @@ class MetaFormerBlock(Block):
         branch = self.mixer(self.norm1(x), mask=mask, **packed)
         return scaled_sum(x, self.drop_path(branch), self.res_scale1, self.layer_scale1)
 
-    def channel_half(self, x: Tensor) -> Tensor:
+    def channel_half(self, x: Tensor, *, mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
         assert self.channel_mixer is not None
-        branch = self.channel_mixer((self.norm1 if self.norm2 is None else self.norm2)(x))
+        normed = (self.norm1 if self.norm2 is None else self.norm2)(x)
+        branch = self.channel_mixer(normed, mask=mask, document_ids=document_ids)
         return scaled_sum(x, self.drop_path(branch), self.res_scale2, self.layer_scale2)
 
 

@@ -1,4 +1,4 @@
-"""Channel mixers: what a block applies to every token on its own.
+"""Channel mixers: what a block applies to every token, most of them to each on its own.
 
 Axis letters: B batch, C channels, E hidden channels; `*grid` is (N,), (H, W) or (T, H, W).
 """
@@ -8,10 +8,26 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...errors import ConfigError
+from ...mixers.part import Part
 from ...schema import Parts, Positive, Probability, Size
 from .norms import ACTIVATIONS
 
 CHANNEL_MIXERS = Parts("channel mixer", __name__)
+
+
+class ChannelMixer(nn.Module, Part):
+    """Base of channel mixers: `forward(x, *, mask=None, document_ids=None)`, `(B, *grid, C)` to the same shape.
+
+    One that treats every token alone takes both and looks at neither; it also takes a single token, `(B, C)`. One that
+    mixes tokens states it, and honours or refuses them.
+    """
+
+    def refuse_padding(self, mask: Tensor | None, document_ids: Tensor | None) -> None:
+        """Raise when a mask or document ids are given to a part that mixes tokens and cannot honour them."""
+        for name, given, honoured in (("mask", mask, self.masks), ("document_ids", document_ids, self.packs)):
+            if given is not None and not honoured:
+                raise ConfigError(f"{name}: the channel mixer {type(self).__name__} mixes tokens and cannot honour it.")
 
 
 def hidden_width(dim: int, ratio: float, hidden: int | None, multiple_of: int = 1) -> int:
@@ -21,7 +37,7 @@ def hidden_width(dim: int, ratio: float, hidden: int | None, multiple_of: int = 
 
 
 @CHANNEL_MIXERS.register("mlp")
-class Mlp(nn.Module):
+class Mlp(ChannelMixer):
     """Two linear layers with an activation between them, `(B, *grid, C)` to the same shape.
 
     Args:
@@ -32,6 +48,8 @@ class Mlp(nn.Module):
         bias: biases in both layers.
         dropout: probability, after the activation and after the second layer.
     """
+
+    alternatives = {"ratio": 2.0, "hidden": 24, "act": "relu", "dropout": 0.5}
 
     def __init__(
         self,
@@ -50,7 +68,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(width, dim, bias=bias)
         self.dropout = dropout
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
         hidden = self.act(self.fc1(x))
         if self.dropout and self.training:
             return F.dropout(self.fc2(F.dropout(hidden, self.dropout)), self.dropout)
@@ -58,7 +76,7 @@ class Mlp(nn.Module):
 
 
 @CHANNEL_MIXERS.register("gated_mlp")
-class GatedMlp(nn.Module):
+class GatedMlp(ChannelMixer):
     """Gated linear unit: `W2 (act(Wg x) * (Wu x))`. Shazeer (2020), arXiv:2002.05202.
 
     `fc1` holds the rows of the gate first, then those of the value.
@@ -71,6 +89,8 @@ class GatedMlp(nn.Module):
         act: activation of the gate by name.
         bias: biases in both layers.
     """
+
+    alternatives = {"ratio": 2.0, "hidden": 24, "multiple_of": 64, "act": "gelu"}
 
     def __init__(
         self,
@@ -88,6 +108,6 @@ class GatedMlp(nn.Module):
         self.act = ACTIVATIONS.build(act, key="act")
         self.fc2 = nn.Linear(width, dim, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
         gate, value = self.fc1(x).chunk(2, dim=-1)
         return self.fc2(self.act(gate) * value)

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from ...errors import OptionError
 from ...mixers import create_mixer
 from ...schema import Size
-from .channel_mixers import CHANNEL_MIXERS
+from .channel_mixers import CHANNEL_MIXERS, ChannelMixer
 
 
 @CHANNEL_MIXERS.register("selective_channel")
-class SelectiveChannelMixer(nn.Module):
+class SelectiveChannelMixer(ChannelMixer):
     """A bidirectional selective state-space model along the channels of a token. MambaMixer (2024), arXiv:2403.19888.
 
     The C channels of a token are read as a sequence of C / W groups of W channels, by `mamba` forwards and backwards,
@@ -38,6 +38,8 @@ class SelectiveChannelMixer(nn.Module):
         ConfigError: a width that does not divide the channels.
     """
 
+    alternatives = {"width": 8, "d_state": 4, "d_conv": 2, "expand": 1}
+
     def __init__(self, dim: int, *, width: Size = 16, d_state: Size = 16, d_conv: Size = 4, expand: Size = 2) -> None:
         super().__init__()
         if dim % width:
@@ -55,7 +57,7 @@ class SelectiveChannelMixer(nn.Module):
             key="",
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
         return self.mixer(x.reshape(-1, x.shape[-1] // self.width, self.width)).reshape(x.shape)
 
 

@@ -22,5 +22,5 @@ class SingleSkipBlock(SerialBlock):
     def forward(self, x: Tensor, *, mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
         packed = {} if document_ids is None else {"document_ids": document_ids}
         mixed = self.mixer(self.norm1(x), mask=mask, **packed)
-        branch = self.channel_mixer(self.norm(mixed))
+        branch = self.channel_mixer(self.norm(mixed), mask=mask, document_ids=document_ids)
         return scaled_sum(x, self.drop_path(branch), self.res_scale, self.layer_scale)

@@ -40,14 +40,17 @@ class LanguageBlock(MetaFormerBlock):
             branch = F.dropout(branch, self.dropout)
         return scaled_sum(x, self.drop_path(branch), None, scale)
 
-    def _finish(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """What follows the token mixer; acts on every token alone."""
+    def _finish(
+        self, x: Tensor, mixed: Tensor, *, mask: Tensor | None = None, document_ids: Tensor | None = None
+    ) -> Tensor:
+        """What follows the token mixer."""
         x = self._add(x, mixed, self.layer_scale1)
         if self.post:
             x = self.norm1(x)
         if self.channel_mixer is None:
             return x
-        x = self._add(x, self.channel_mixer(x if self.post else self.norm2(x)), self.layer_scale2)
+        branch = self.channel_mixer(x if self.post else self.norm2(x), mask=mask, document_ids=document_ids)
+        x = self._add(x, branch, self.layer_scale2)
         return self.norm2(x) if self.post else x
 
     def _before(self, x: Tensor) -> Tensor:
@@ -74,7 +77,8 @@ class LanguageBlock(MetaFormerBlock):
         extra = self._extra(embeddings, token_ids)
         if document_ids is not None:
             extra["document_ids"] = document_ids
-        return self._finish(x, self.mixer(self._before(x), mask=mask, **extra))
+        mixed = self.mixer(self._before(x), mask=mask, **extra)
+        return self._finish(x, mixed, mask=mask, document_ids=document_ids)
 
     def prefill(
         self,
@@ -88,7 +92,7 @@ class LanguageBlock(MetaFormerBlock):
         """See `Mixer.prefill`."""
         extra = self._extra(embeddings, token_ids)
         mixed, state = self.mixer.prefill(self._before(x), mask=mask, state=state, **extra)
-        return self._finish(x, mixed), state
+        return self._finish(x, mixed, mask=mask), state
 
     def step(
         self, x_t: Tensor, state: Any, *, embeddings: Tensor | None = None, token_ids: Tensor | None = None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...errors import OptionError
 from ...schema import Epsilon, Parts, Positive, Probability, Size
 from .blocks import BLOCKS, Block, BlockOptions, Make, scaled_sum
-from .channel_mixers import CHANNEL_MIXERS
+from .channel_mixers import CHANNEL_MIXERS, ChannelMixer
 from .heads import HEADS, LinearHead
 from .norms import ACTIVATIONS, NORMS
 from .stems import STEMS, conv_size
@@ -35,6 +35,8 @@ class StdLayerNorm(nn.Module):
 
     The norm "layer_norm" of Apple's CVNets and of AFFNet's code on maps.
     """
+
+    alternatives = {"eps": 0.1}
 
     def __init__(self, dim: int, *, eps: Epsilon = 1e-5) -> None:
         super().__init__()
@@ -78,11 +80,8 @@ class ConvNorm(nn.Module):
         return self.act(self.norm(self.conv(x.permute(0, 3, 1, 2)))).permute(0, 2, 3, 1)
 
 
-@CHANNEL_MIXERS.register("inverted_residual")
 class InvertedResidual(nn.Module):
     """Expand, 3x3 depthwise, reduce, each with batch norm, and the sum with the input. MobileNetV2, arXiv:1801.04381.
-
-    Unlike other channel mixers it looks at neighbours and takes images alone; the sum is inside.
 
     Args:
         dim: channels C.
@@ -108,6 +107,31 @@ class InvertedResidual(nn.Module):
         y = x if self.expand is None else self.expand(x)
         y = self.reduce(self.depthwise(y))
         return x + y if self.residual else y
+
+
+@CHANNEL_MIXERS.register("inverted_residual")
+class InvertedResidualMixer(InvertedResidual, ChannelMixer):
+    """An `InvertedResidual` that keeps grid and width.
+
+    Unlike other channel mixers it looks at neighbours and takes images alone; the sum with the input is inside.
+
+    Args:
+        dim: channels C.
+        ratio: hidden channels E as a multiple of C, rounded to a multiple of 8; 1 leaves the expansion out.
+        act: activation by name, after expansion and depthwise convolution.
+    """
+
+    axes = (2,)
+    mixes_tokens = True
+    mixes_batch = True
+    alternatives = {"ratio": 1.0, "act": "relu"}
+
+    def __init__(self, dim: int, *, ratio: Positive = 2.0, act: str = "silu") -> None:
+        super().__init__(dim, ratio=ratio, act=act)
+
+    def forward(self, x: Tensor, *, mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
+        self.refuse_padding(mask, document_ids)
+        return super().forward(x)
 
 
 def half(size: tuple[int, int], *, key: str) -> tuple[int, int]:
@@ -203,7 +227,7 @@ class ChannelsFirstBlock(Block):
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
         packed = {} if document_ids is None else {"document_ids": document_ids}
-        y = self.channel_mixer(self.norm1(x))
+        y = self.channel_mixer(self.norm1(x), mask=mask, document_ids=document_ids)
         if self.double_skip:
             x = y = x + y
         branch = self.mixer(self.norm2(y), mask=mask, **packed)

@@ -22,6 +22,8 @@ ACTIVATIONS = Parts("activation", __name__)
 class LayerNorm(nn.LayerNorm):
     """Layer norm over the channels of each token, `(B, *grid, C)`. Ba et al. (2016), arXiv:1607.06450."""
 
+    alternatives = {"eps": 0.1}
+
     def __init__(self, dim: int, *, eps: Epsilon = 1e-6, bias: bool = True) -> None:
         super().__init__(dim, eps=eps, bias=bias)
 
@@ -33,6 +35,9 @@ class GroupNorm(nn.Module):
     The norm of PoolFormer (2021), arXiv:2111.11418. It mixes tokens (by two numbers), so it suits neither causal models
     nor padded batches.
     """
+
+    mixes_tokens = True
+    alternatives = {"eps": 0.1}
 
     def __init__(self, dim: int, *, eps: Epsilon = 1e-5, bias: bool = True) -> None:
         super().__init__()
@@ -51,6 +56,8 @@ class GroupNorm(nn.Module):
 class RMSNorm(nn.RMSNorm):
     """Root-mean-square norm over channels, without centring. Zhang and Sennrich (2019), arXiv:1910.07467."""
 
+    alternatives = {"eps": 0.1}
+
     def __init__(self, dim: int, *, eps: Epsilon = 1e-6) -> None:
         super().__init__(dim, eps=eps)
 
@@ -58,6 +65,9 @@ class RMSNorm(nn.RMSNorm):
 @NORMS.register("batch_norm")
 class BatchNorm(nn.Module):
     """Batch norm per channel over batch and grid. Ioffe and Szegedy (2015), arXiv:1502.03167."""
+
+    mixes_batch = True
+    alternatives = {"eps": 0.1, "momentum": 0.5}
 
     def __init__(self, dim: int, *, eps: Epsilon = 1e-5, momentum: Fraction = 0.1) -> None:
         super().__init__()

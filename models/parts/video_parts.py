@@ -11,11 +11,11 @@ from torch.nn import functional as F
 
 from ...errors import ConfigError, OptionError
 from ...schema import Size
-from .channel_mixers import CHANNEL_MIXERS
+from .channel_mixers import CHANNEL_MIXERS, ChannelMixer
 
 
 @CHANNEL_MIXERS.register("channel_attention_conv")
-class ChannelAttentionConv(nn.Module):
+class ChannelAttentionConv(ChannelMixer):
     """`u * sigmoid(fc2(relu(fc1(mean(u)))))` with `u = conv3x3(gelu(conv3x3(x)))`, in each frame for itself.
 
     The second half of VFIMamba's mixed-SSM block (2024), arXiv:2407.02315, from MambaIR (2024), arXiv:2402.15648: the
@@ -33,6 +33,10 @@ class ChannelAttentionConv(nn.Module):
         ConfigError: a ratio that leaves no channel.
     """
 
+    axes = (2, 3)
+    mixes_tokens = True
+    alternatives = {"compress": 2, "squeeze": 8}
+
     def __init__(self, dim: int, *, compress: Size = 3, squeeze: Size = 30) -> None:
         super().__init__()
         for key, ratio in (("compress", compress), ("squeeze", squeeze)):
@@ -43,7 +47,8 @@ class ChannelAttentionConv(nn.Module):
         self.fc1 = nn.Linear(dim, dim // squeeze)
         self.fc2 = nn.Linear(dim // squeeze, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
+        self.refuse_padding(mask, document_ids)
         if x.ndim not in (4, 5):
             raise ConfigError(
                 f"channel_mixer: channel_attention_conv takes images or clips, not {x.ndim - 2} grid axes."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from mixerzoo.errors import ConfigError
@@ -32,7 +34,7 @@ def test_losses_of_a_name_are_summed_and_keep_their_gradients() -> None:
 
 def test_the_inner_block_collects_and_an_error_closes_it() -> None:
     with collect_losses() as outer:
-        with pytest.raises(RuntimeError), collect_losses() as inner:
+        with contextlib.suppress(RuntimeError), collect_losses() as inner:
             aux_loss("a", torch.tensor(1.0))
             raise RuntimeError
         aux_loss("b", torch.tensor(2.0))

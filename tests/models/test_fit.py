@@ -1,0 +1,55 @@
+"""Norms and channel mixers that would show the future or padding are refused, with the path of their key."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from mixerzoo import ConfigError, create_model
+
+SMALL = {"dim": 16, "depth": 1, "vocab_size": 20}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "path", "why"),
+    [
+        ({"norm": "group_norm"}, "model.norm", "those after it"),
+        ({"norm": {"name": "group_norm", "eps": 1e-3}}, "model.norm", "layer_norm"),
+        ({"norm": "batch_norm"}, "model.norm", "statistics over batch"),
+        ({"channel_mixer": "conv_mlp"}, "model.channel_mixer", "2 grid axes"),
+        ({"channel_mixer": "inverted_residual"}, "model.channel_mixer", "2 grid axes"),
+        ({"channel_mixer": "channel_attention_conv"}, "model.channel_mixer", "2 or 3 grid axes"),
+    ],
+)
+def test_refused_in_a_causal_language_model(overrides: dict, path: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{path}: .*{why}"):
+        create_model("transformer_tiny", **SMALL, **overrides)
+
+
+def test_a_grid_that_a_channel_mixer_does_not_take() -> None:
+    with pytest.raises(ConfigError, match=r"^model.channel_mixer: .*takes 2 grid axes"):
+        create_model("vim_small", num_classes=3, image_size=32, depth=1, channel_mixer="conv_mlp")
+
+
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm", "affine", "none", "std_layer_norm"])
+def test_norms_of_tokens_alone_show_nothing(norm: str) -> None:
+    """By values: neither the future nor padding reaches a real token of a causal model in training mode."""
+    model = create_model("transformer_tiny", **SMALL, norm=norm).train()
+    ids = torch.randint(20, (2, 8), generator=torch.Generator().manual_seed(0))
+    changed = torch.cat([ids[:, :5], (ids[:, 5:] + 1) % 20], 1)
+    torch.testing.assert_close(model(ids)[:, :5], model(changed)[:, :5])
+
+
+def test_an_encoder_refuses_padding_where_a_part_would_mix_it() -> None:
+    ids = torch.zeros(2, 6, dtype=torch.int64)
+    mask = torch.ones(2, 6, dtype=torch.bool)
+    encoder = {"causal": False, "objective": "masked_lm", **SMALL}
+    grouped = create_model("transformer_tiny", **encoder, norm="group_norm")
+    grouped(ids)
+    with pytest.raises(ConfigError, match=r"^mask: GroupNorm mixes tokens"):
+        grouped(ids, mask=mask)
+    with pytest.raises(ConfigError, match=r"^document_ids: GroupNorm mixes tokens"):
+        grouped(ids, document_ids=ids)
+    batched = create_model("transformer_tiny", **encoder, norm="batch_norm")
+    batched.eval()(ids, mask=mask)
+    with pytest.raises(ConfigError, match=r"^mask: BatchNorm takes statistics"):
+        batched.train()(ids, mask=mask)

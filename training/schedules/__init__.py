@@ -1,0 +1,5 @@
+"""Learning rates over time."""
+
+from .schedules import SCHEDULES
+
+__all__ = ["SCHEDULES"]
