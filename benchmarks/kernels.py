@@ -88,6 +88,7 @@ def function_of(case: Case, job: Job, *, rehearse: bool = False) -> Callable[[Ma
     if job.what == OURS:
         return lambda x: case.run(**x, backend="triton")
     if job.what == COMPILED:
+        torch.compiler.reset()  # a function is compiled for so many sizes and no more
         run = torch.compile(case.run, backend="aot_eager" if rehearse else "inductor", dynamic=False)
         return lambda x: run(**x, backend="eager")
     return PEERS[job.op][job.what]

@@ -128,18 +128,27 @@ def perform(case: Case, check: Check, device: str) -> Outcome:
 
 
 def _every_config(case: Case, inputs: Inputs, outcome: Outcome) -> None:
+    from triton.runtime.errors import OutOfResources
+
     wanted = evaluate(case.run, widen(inputs), gradients=case.gradients, backend="reference")
-    index, count = 0, 1
+    index, count, ran = 0, 1, 0
+    lack: Exception | None = None
     while index < count:
-        with pinned(index) as lengths:
-            found = evaluate(case.run, inputs, gradients=case.gradients, backend="triton")
-            again = evaluate(case.run, inputs, gradients=case.gradients, backend="triton") if index == 0 else found
+        try:
+            with pinned(index) as lengths:
+                found = evaluate(case.run, inputs, gradients=case.gradients, backend="triton")
+                again = found if ran else evaluate(case.run, inputs, gradients=case.gradients, backend="triton")
+        except OutOfResources as large:  # too large for this card; tuning leaves such a configuration out
+            lack, index, count = large, index + 1, max(count, *lengths.values(), 1)
+            continue
         count = max(lengths.values(), default=1)
         _judge(found, wanted, outcome, f" with configuration {index} of {count}" if count > 1 else "")
         changed = [name for name, y in found.items() if not torch.equal(_bits(y), _bits(again[name]))]
         if changed and outcome.problem is None:
             outcome.problem = f"two runs differ in {', '.join(changed)}"
-        index += 1
+        index, ran = index + 1, ran + 1
+    if lack is not None and not ran:
+        raise lack
 
 
 def _judge(found: dict[str, Tensor], wanted: dict[str, Tensor], outcome: Outcome, where: str) -> None:

@@ -150,6 +150,33 @@ def test_every_configuration_is_taken():
     assert taken == [1, 2, 3]
 
 
+def test_a_configuration_that_is_too_large_is_left_out(monkeypatch):
+    """As tuning does; but where none fits, the op fails."""
+    from triton.runtime.errors import OutOfResources
+
+    case = find_ops(["shift"])["shift"]
+    check = checks_of(case)[0]
+    taken: list[int] = []
+
+    def run(**arguments):
+        if arguments["backend"] == "triton":
+            x = torch.zeros(1)
+            _valued_kernel[1,](x)
+            taken.append(int(x))
+            if x.item() in refused:
+                raise OutOfResources(300_000, 232_448, "shared memory")
+        return case.run(**arguments)
+
+    refused = {1, 3}
+    outcome = perform(replace(case, run=run), check, "cpu")
+    assert outcome.passed, outcome
+    assert set(taken) == {1, 2, 3}
+    refused = {1, 2, 3}
+    outcome = perform(replace(case, run=run), check, "cpu")
+    assert not outcome.passed
+    assert "shared memory" in str(outcome.problem)
+
+
 @pytest.mark.parametrize("op", ["ssd", "causal_conv1d", "ssd_step"])
 def test_large_sizes_in_small(op, monkeypatch):
     """The last row of a batch against the reference, a long sequence against the eager path."""
