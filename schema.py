@@ -83,6 +83,11 @@ Fraction = Annotated[float, Between(0, 1)]
 Share = Annotated[float, Between(0, 1, above=True)]  # of something that is not left out
 Probability = Annotated[float, Between(0, 1, below=True)]  # of dropping: not always
 Epsilon = Annotated[float, Between(1e-30, 1)]  # below, it would round to 0 in float32 arithmetic
+Length = Annotated[int, Between(1, 2**24)]  # of what is computed once for all positions
+Depth = Annotated[int, Between(1, 10_000)]  # of equal layers
+Side = Annotated[int, Between(1, 1024)]  # of a kernel or patch
+Tile = Annotated[int, Between(1, 2**14)]  # tokens that are padded to and computed together
+StepSize = Annotated[float, Between(1e-10, 1e3)]  # and rates per step
 Base = Annotated[float, AtLeast(1)]  # of powers
 Seed = Annotated[int, Between(0, 2**32 - 9)]  # what NumPy takes, with room for the numbers of a task's splits
 

@@ -10,6 +10,7 @@ from ..errors import OptionError, under, unknown
 from ..plugins import discover as discover_parts
 from ..schema import Count, Size, check_options, keyword_options, split_spec, takes
 from .base import MIXERS, Grid, Mixer
+from .memory import fits_memory
 from .orders.ordered import Ordered
 from .orders.orders import check_order
 
@@ -133,7 +134,7 @@ def create_mixer(
     """
     cls = mixer_class(name, key=key)
     check_mixer_options(name, options, key=key)
-    with under(key):
+    with under(key), fits_memory():
         given = {"dim": dim, "grid": grid, "causal": causal, "layer_index": layer_index, "num_layers": num_layers}
         check_options(given, _FILLED_IN, owner=f'mixer "{name}"')
         grid = None if grid is None else tuple(grid)

@@ -22,6 +22,7 @@ def create_model(
     in_chans: int | None = None,
     mixer: Any = None,
     checkpoint: str | Path | None = None,
+    memory_check: bool = True,
     **overrides: Any,
 ) -> nn.Module:
     """Build a model.
@@ -37,6 +38,7 @@ def create_model(
             differ in a detail that the weights alone do not show, the model is built as the source of the file
             computes, and a `config.json` beside the file must agree with the model. Another number of classes gets a
             fresh classifier and another number of channels an adapted stem, with a warning.
+        memory_check: refuse a model whose parameters alone exceed the machine's memory.
         overrides: other entries of the config; `create_model(name, **{"head.dropout": 0.1})` reaches inside.
 
     Returns:
@@ -59,7 +61,7 @@ def create_model(
     native_size = config.get("image_size")
     config = apply_overrides(config, changes)
     if checkpoint is None:
-        return build_model(config)
+        return build_model(config, memory_check=memory_check)
     return load_into(config, checkpoint, native_size=native_size)
 
 

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from ..errors import ConfigError, under, unknown
+from ..mixers.memory import fits_memory
 from ..plugins import config_files, discover
 from ..schema import build_dataclass
 from .backbones.isotropic import Isotropic
@@ -114,12 +115,21 @@ def backbone_class(config: Mapping[str, Any], *, key: str = "model") -> type[nn.
     return BACKBONES[kind]
 
 
-def build_model(config: Mapping[str, Any], *, key: str = "model") -> nn.Module:
-    """The model of a complete configuration, with fresh weights. It keeps the configuration as `model_config`."""
+def build_model(config: Mapping[str, Any], *, key: str = "model", memory_check: bool = True) -> nn.Module:
+    """The model of a complete configuration, with fresh weights. It keeps the configuration as `model_config`.
+
+    Args:
+        config: with `backbone`.
+        key: path of the configuration, for messages.
+        memory_check: refuse parameters that the machine's memory cannot hold.
+
+    Raises:
+        ConfigError: any part that does not fit, with its path.
+    """
     cls = backbone_class(config, key=key)
     fields = {k: v for k, v in config.items() if k != "backbone"}
     config_of_backbone = build_dataclass(cls.config_class, fields, key=key)  # type: ignore[attr-defined]
-    with under(key):
+    with under(key), fits_memory(memory_check):
         model = cls(config_of_backbone)
     model.model_config = dict(copy.deepcopy(config))  # type: ignore[assignment]
     return model

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...errors import OptionError
 from ...kernels import block_sparse_attention, blocks_of_mask
-from ...schema import Size
+from ...schema import Size, Tile
 from ..positions import reorder
 from .block_selection import SELECTORS, Tiles, pool_blocks
 from .cached_attention import CachedAttention, CachedOptions, appended, doubled, lengthened
@@ -295,7 +295,7 @@ class BlockSparseAttention(SparseAttention, name="block_sparse_attention"):
         self,
         dim: int,
         *,
-        block_size: Size = 64,
+        block_size: Tile = 64,
         selector: str | Mapping[str, Any] = "top_k",
         **options: Unpack[CachedOptions],
     ) -> None:
@@ -346,7 +346,7 @@ class PermutedAttention(SparseAttention, name="permuted_attention"):
         self,
         dim: int,
         *,
-        block_size: Size = 64,
+        block_size: Tile = 64,
         selector: str | Mapping[str, Any] = "top_p",
         segment_size: Size = 256,
         permutation: str | Mapping[str, Any] = "attention",

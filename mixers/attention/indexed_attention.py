@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...kernels import block_sparse_attention, blocks_of_lists
-from ...schema import Size
+from ...schema import Size, Tile
 from .cached_attention import CachedAttention, CachedOptions, appended, doubled, lengthened
 from .sparsifiner import _AddGradient
 from .token_selection import Chosen, choose_by_vote, choose_flat, choose_hierarchical
@@ -87,7 +87,7 @@ class IndexedAttention(CachedAttention, name="indexed_attention"):
         indexer: Literal["flat", "hierarchical", "vote"] = "flat",
         index_heads: Size = 4,
         index_dim: Size = 32,
-        block_size: Size = 64,
+        block_size: Tile = 64,
         candidates: Size = 16,
         **options: Unpack[CachedOptions],
     ) -> None:

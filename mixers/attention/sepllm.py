@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ...errors import ConfigError
 from ...kernels import Blocks, block_sparse_attention, blocks_of_mask
-from ...schema import Count, Size
+from ...schema import Count, Size, Tile
 from ..positions import reorder
 from .cached_attention import CachedAttention, CachedOptions, doubled, lengthened
 
@@ -136,7 +136,7 @@ class SepLLM(CachedAttention, name="sepllm"):
         initial_tokens: Count = 3,
         separator_token_ids: Sequence[Count] = PUNCTUATION,
         period: Count = 0,
-        block_size: Size = 64,
+        block_size: Tile = 64,
         **options: Unpack[CachedOptions],
     ) -> None:
         super().__init__(dim, **options)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ... import kernels
 from ...errors import OptionError
-from ...schema import Size
+from ...schema import Side
 from ..base import Grid, Mixer
 from ..positions import put_back, real_first, without_padding
 from ..state import last_tokens
@@ -127,7 +127,7 @@ class Pooling(Mixer, name="pooling"):
     alternatives = {"pool_size": 5, "backend": "reference"}
     inert = frozenset({"backend"})
 
-    def __init__(self, dim: int, *, pool_size: Size = 3, causal: bool = False, backend: str = "auto") -> None:
+    def __init__(self, dim: int, *, pool_size: Side = 3, causal: bool = False, backend: str = "auto") -> None:
         super().__init__()
         if pool_size % 2 == 0 and not causal:
             raise OptionError("pool_size", f"{pool_size} must be odd where the mixer is not causal.")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigError, OptionError
-from ...schema import Positive, Size
+from ...schema import Positive, Side
 from ..base import Grid, Mixer
 from ..layers import StarReLU, on_map
 from ..positions import put_back, real_first, without_padding
@@ -52,7 +52,7 @@ class SeparableConv(Mixer, name="conv"):
         *,
         grid: Grid | None = None,
         expansion_ratio: Positive = 2.0,
-        kernel_size: Size = 7,
+        kernel_size: Side = 7,
         bias: bool = False,
         causal: bool = False,
     ) -> None:
@@ -64,6 +64,8 @@ class SeparableConv(Mixer, name="conv"):
             raise OptionError("", f'mixer "conv": the causal form takes sequences, not a grid of {rank} axes.')
         self.is_causal, self.kernel_size, self.rank = causal, kernel_size, rank
         self.hidden = int(expansion_ratio * dim)
+        if not self.hidden:
+            raise OptionError("expansion_ratio", f"{expansion_ratio} of {dim} channels leaves none.")
         self.fc1 = nn.Linear(dim, self.hidden, bias=bias)
         self.act = StarReLU()
         self.conv: Any = (

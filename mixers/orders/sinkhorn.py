@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import OptionError
-from ...schema import Positive, Size
+from ...schema import Between
 from ..base import Grid
 from .orders import LEARNED
 
@@ -98,8 +98,8 @@ class SinkhornOrder(nn.Module):
         dim: int,
         grid: Grid | None,
         *,
-        temperature: Positive = 1.0,
-        iterations: Size = 20,
+        temperature: Annotated[float, Between(1e-3, 1e3)] = 1.0,
+        iterations: Annotated[int, Between(1, 1000)] = 20,
         content: bool = False,
         hard: bool = False,
     ) -> None:

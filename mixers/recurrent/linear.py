@@ -6,7 +6,7 @@ gate. `*grid` is (N,), (H, W) or (T, H, W), read in raster order.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ...errors import OptionError
 from ...kernels.gla import gla, gla_step
 from ...kernels.ssd import ssd, ssd_step
-from ...schema import Count, NonNegative, Positive, Size
+from ...schema import Between, Count, Size
 from ..positions import rotate
 from .linear_heads import LinearHeads, LinearState
 
@@ -96,12 +96,12 @@ class LinearAttention(LinearHeads, name="linear_attention"):
         feature_map: Literal["identity", "elu", "relu", "silu"] = "elu",
         normalize: bool = True,
         gate_rank: Size = 16,
-        gate_logit_normalizer: Positive = 16.0,
+        gate_logit_normalizer: Annotated[float, Between(1e-3, 1e6)] = 16.0,
         d_conv: Count = 0,
         output_gate: bool = False,
         output_norm: bool = False,
         position: Literal["none", "rotary"] | None = None,
-        lightning_rate: NonNegative | None = None,
+        lightning_rate: Annotated[float, Between(0, 1e4)] | None = None,
         layer_index: Count = 0,
         num_layers: Size = 1,
     ) -> None:

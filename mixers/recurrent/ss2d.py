@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...errors import OptionError
 from ...kernels.common.dispatch import choose_backend
 from ...kernels.grid_scan import LinePath, grid_scan
 from ...kernels.selective_scan import selective_scan
-from ...schema import OddSize, Positive, Size
+from ...schema import OddSize, Positive, Size, StepSize
 from ..base import Grid, Mixer
 from ..layers import on_map
 from ..orders.orders import Order
@@ -90,13 +91,15 @@ class SS2D(Mixer, name="ss2d"):
         conv_bias: bool = False,
         bias: bool = False,
         scan: Literal["cross2d", "unidi", "bidi", "rot90"] = "cross2d",
-        dt_min: Positive = 0.001,
-        dt_max: Positive = 0.1,
-        dt_init_floor: Positive = 1e-4,
+        dt_min: StepSize = 0.001,
+        dt_max: StepSize = 0.1,
+        dt_init_floor: StepSize = 1e-4,
     ) -> None:
         super().__init__()
         self.d_state, self.dt_range = d_state, (dt_min, dt_max, dt_init_floor)
         self.d_inner = inner = int(ssm_ratio * dim)
+        if not inner:
+            raise OptionError("ssm_ratio", f"{ssm_ratio} of {dim} channels leaves none.")
         self.dt_rank = math.ceil(dim / 16) if dt_rank is None else dt_rank
         self.order = Order({"name": "cross_scan", "mode": scan}, interleaved=True)
         self.lines: tuple[LinePath, ...] | None = _LINES[scan]  # the same paths; None where they are not along lines

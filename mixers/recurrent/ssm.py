@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ...errors import OptionError
 from ...kernels.selective_scan import selective_scan, selective_scan_step
 from ...kernels.ssd import ssd, ssd_step
-from ...schema import AtLeast, Epsilon, NonNegative, Positive, Size
+from ...schema import AtLeast, Epsilon, NonNegative, Size, StepSize
 from .recurrent_mixer import RecurrentMixer, ShortConv, log_uniform_dt_bias
 
 
@@ -73,9 +73,9 @@ class Mamba(RecurrentMixer, name="mamba"):
         d_conv: Size = 4,
         expand: Size = 2,
         dt_rank: Size | None = None,
-        dt_min: Positive = 0.001,
-        dt_max: Positive = 0.1,
-        dt_init_floor: Positive = 1e-4,
+        dt_min: StepSize = 0.001,
+        dt_max: StepSize = 0.1,
+        dt_init_floor: StepSize = 1e-4,
         conv_bias: bool = True,
         bias: bool = False,
     ) -> None:
@@ -251,10 +251,10 @@ class Mamba2(RecurrentMixer, name="mamba2"):
         expand: Size = 2,
         head_dim: Size | None = None,
         ngroups: Size = 1,
-        A_init_range: tuple[Positive, Positive] = (1.0, 16.0),
-        dt_min: Positive = 0.001,
-        dt_max: Positive = 0.1,
-        dt_init_floor: Positive = 1e-4,
+        A_init_range: tuple[StepSize, StepSize] = (1.0, 16.0),
+        dt_min: StepSize = 0.001,
+        dt_max: StepSize = 0.1,
+        dt_init_floor: StepSize = 1e-4,
         dt_limit: tuple[NonNegative, Annotated[float, AtLeast(0, infinite=True)]] = (0.0, math.inf),
         conv_bias: bool = True,
         bias: bool = False,

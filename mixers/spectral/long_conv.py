@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import ConfigError
-from ...schema import Bounds, Count, Size
+from ...schema import Between, Bounds, Length, Size
 from ..layers import FullPrecisionLinear, full_precision
 from ..positions import document_rows, rows_apart
 from ..recurrent.recurrent_mixer import RecurrentMixer, ShortConv
@@ -193,12 +193,12 @@ class LongConv(_LongConv, name="long_conv"):
         self,
         dim: int,
         *,
-        l_max: Size = 1024,
+        l_max: Length = 1024,
         filter_order: Size = 64,
-        emb_dim: Annotated[int, Bounds(3, odd=True)] = 3,
-        num_inner_mlps: Count = 2,
+        emb_dim: Annotated[int, Bounds(3, 1025, odd=True)] = 3,
+        num_inner_mlps: Annotated[int, Between(0, 64)] = 2,
         short_filter_order: Size = 3,
-        w: float = 1.0,
+        w: Annotated[float, Between(-1e4, 1e4)] = 1.0,
     ) -> None:
         super().__init__()
         self.l_max, self._width = l_max, dim
@@ -302,7 +302,7 @@ class BaseConv(_LongConv, name="base_conv"):
         self,
         dim: int,
         *,
-        l_max: Size = 1024,
+        l_max: Length = 1024,
         kernel_size: Size | Literal[-1] = 3,
         implicit_long_conv: bool = True,
         use_act: bool = False,

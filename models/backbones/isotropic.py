@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from ...errors import OptionError
 from ...mixers import Grid, Mixer
-from ...schema import Count, Fraction, Probability, Size, defaults_of, split_spec
+from ...schema import Between, Count, Depth, Fraction, Probability, Side, Size, defaults_of, split_spec
 from ..parts.blocks import InitStd, LayerScale, drop_path_rates, outer_mixers
 from ..parts.depth_averaging import DepthAverage, layers_of
 from ..parts.heads import HEADS
@@ -57,21 +57,21 @@ class IsotropicConfig:
     """
 
     dim: Size
-    depth: Size
+    depth: Depth
     mixer: Any
     channel_mixer: Any = field(default_factory=lambda: {"name": "mlp"})
     block: Any = "metaformer"
     norm: Any = "layer_norm"
     layer_scale: LayerScale | None = None
     res_scale: Fraction | None = None
-    patch_size: Size = 16
+    patch_size: Side = 16
     stem: Any = None
     position: Literal["none", "learned"] = "none"
     class_token: bool | Literal["middle"] = False
     average_layers: bool = False
     head: Any = field(default_factory=lambda: {"name": "linear", "norm_first": True})
     image_size: Size | list[Size] = 224
-    frames: Size | None = None
+    frames: Annotated[int, Between(1, 2**16)] | None = None
     in_chans: Size = 3
     num_classes: Count = 1000
     drop_path: Probability = 0.0

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError, OptionError
-from ...schema import Count, Probability, Size
+from ...schema import Count, Depth, Probability, Size
 from ..parts.blocks import InitStd, LayerScale
 
 
@@ -50,7 +50,7 @@ class LanguageConfig:
 
     vocab_size: Size
     dim: Size
-    depth: Size
+    depth: Depth
     mixer: Any
     channel_mixer: Any = None
     norm: Any = "rms_norm"

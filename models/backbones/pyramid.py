@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor, nn
 
 from ...errors import OptionError
 from ...mixers import Grid, Mixer
-from ...schema import Count, Fraction, Probability, Size, defaults_of
+from ...schema import Between, Count, Fraction, Probability, Size, defaults_of
 from ..parts.blocks import InitStd, LayerScale, drop_path_rates, outer_mixers
 from ..parts.depth_averaging import DepthAverage, layers_of
 from ..parts.heads import HEADS
@@ -55,7 +55,7 @@ class PyramidConfig:
     """
 
     dims: list[Size]
-    depths: list[Count]
+    depths: list[Annotated[int, Between(0, 10_000)]]
     mixer: Any
     channel_mixer: Any = field(default_factory=lambda: {"name": "mlp"})
     block: Any = "metaformer"
@@ -69,7 +69,7 @@ class PyramidConfig:
     average_layers: bool = False
     head: Any = "linear"
     image_size: Size | list[Size] = 224
-    frames: Size | None = None
+    frames: Annotated[int, Between(1, 2**16)] | None = None
     in_chans: Size = 3
     num_classes: Count = 1000
     drop_path: Probability = 0.0

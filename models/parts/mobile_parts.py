@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import OptionError
-from ...schema import Epsilon, Parts, Positive, Probability, Size
+from ...schema import Depth, Epsilon, Parts, Positive, Probability, Size
 from .blocks import BLOCKS, Block, BlockOptions, Make, scaled_sum
 from .channel_mixers import CHANNEL_MIXERS, ChannelMixer
 from .heads import HEADS, LinearHead
@@ -92,11 +92,11 @@ class InvertedResidual(nn.Module):
     """
 
     def __init__(
-        self, dim: int, *, ratio: Positive = 2.0, act: str = "silu", out_dim: Size | None = None, stride: Size = 1
+        self, dim: int, out_dim: int | None = None, stride: int = 1, *, ratio: Positive = 2.0, act: str = "silu"
     ) -> None:
         super().__init__()
         out = dim if out_dim is None else out_dim
-        hidden = divisible(round(dim * ratio))
+        hidden = dim if ratio == 1 else divisible(round(dim * ratio))
         self.stride = stride
         self.residual = stride == 1 and out == dim
         self.expand = None if ratio == 1 else ConvNorm(dim, hidden, act=act)
@@ -180,7 +180,7 @@ class MobileStem(nn.Module):
         dim: int,
         *,
         widths: tuple[Size, Size] = (16, 32),
-        depth: Size = 3,
+        depth: Depth = 3,
         ratio: Positive = 4.0,
         act: str = "silu",
     ) -> None:
@@ -283,7 +283,7 @@ class ConvHead(LinearHead):
         pool: str | None = None,
         dropout: Probability = 0.0,
     ) -> None:
-        width = min(int(ratio * dim), limit)
+        width = max(1, min(int(ratio * dim), limit))
         super().__init__(width, num_classes, norm=norm, norm_first=norm_first, pool=pool, dropout=dropout)
         self.conv = ConvNorm(dim, width, act=act)
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import OptionError
-from ...schema import OddSize, Parts, Positive, Size
+from ...schema import OddSize, Parts, Positive, Side
 from .norms import ACTIVATIONS
 from .stems import STEMS, ConvStem
 
@@ -48,7 +48,7 @@ class ConvStack(nn.Module):
         dim: int,
         *,
         ratios: Sequence[Positive] = (0.5, 1.0),
-        strides: Sequence[Size] = (2, 2),
+        strides: Sequence[Side] = (2, 2),
         kernel_size: OddSize = 3,
         norm: Any = "layer_norm",
         act: str = "gelu",
@@ -90,7 +90,7 @@ class MultiScaleStem(nn.Module):
         kernels: sides of the patches, multiples of the first, which is also the stride.
     """
 
-    def __init__(self, in_dim: int, dim: int, *, kernels: Sequence[Size] = (4,)) -> None:
+    def __init__(self, in_dim: int, dim: int, *, kernels: Sequence[Side] = (4,)) -> None:
         super().__init__()
         stride = kernels[0] if kernels else 0
         if not kernels or min(kernels) < stride or any(k % stride or (k - stride) % 2 for k in kernels):

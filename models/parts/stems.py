@@ -5,13 +5,13 @@ Axis letters: B batch, H height, W width, C channels.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from ...errors import OptionError
-from ...schema import Count, Parts, Size
+from ...schema import Between, Parts, Side
 from .norms import NORMS
 
 STEMS = Parts("stem", __name__)
@@ -41,9 +41,9 @@ class ConvStem(nn.Module):
         in_dim: int,
         dim: int,
         *,
-        kernel_size: Size = 7,
-        stride: Size = 4,
-        padding: Count = 2,
+        kernel_size: Side = 7,
+        stride: Side = 4,
+        padding: Annotated[int, Between(0, 1024)] = 2,
         norm: Any = None,
         norm_first: bool = False,
         bias: bool = True,
