@@ -89,8 +89,7 @@ class Op:
     def choose(self, backend: str, *arguments: Any) -> str:
         """Which backend runs for these arguments."""
         tensors = _tensors(arguments)
-        obstacle = self._obstacle(arguments)
-        chosen = choose_backend(self.name, backend, *tensors, obstacle=obstacle)
+        chosen = choose_backend(self.name, backend, *tensors, obstacle=lambda: self._obstacle(arguments))
         if chosen != "triton":
             return chosen
         if not self.gradient and torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
@@ -167,7 +166,7 @@ def choose_backend(
     backend: str,
     *tensors: Tensor | None,
     available: Sequence[str] = ("triton", "eager", "reference"),
-    obstacle: str | None = None,
+    obstacle: Callable[[], str | None] = lambda: None,
 ) -> str:
     """Resolve `backend` for this call to one of `available`.
 
@@ -180,7 +179,7 @@ def choose_backend(
         backend: one of `BACKENDS`; `auto` defers to `MIXERZOO_KERNELS`.
         tensors: the op's inputs; they must share one device.
         available: what the op implements.
-        obstacle: why Triton does not take these inputs.
+        obstacle: says why Triton does not take these inputs, if it does not.
 
     Raises:
         ConfigError: unknown backend, or inputs on several devices.
@@ -188,15 +187,14 @@ def choose_backend(
     """
     if backend not in BACKENDS:
         raise ConfigError(f'{op}: backend="{backend}" is not known. Allowed: {", ".join(BACKENDS)}.')
-    devices = {(t.device.type, t.device.index) for t in tensors if t is not None}
-    if len(devices) > 1:
-        names = sorted(kind if index is None else f"{kind}:{index}" for kind, index in devices)
-        raise ConfigError(f"{op}: inputs are on several devices: {', '.join(names)}.")
-    kind, index = devices.pop() if devices else ("cpu", None)
+    given = [t.device for t in tensors if t is not None]
+    if any(device != given[0] for device in given):
+        raise ConfigError(f"{op}: inputs are on several devices: {', '.join(sorted({str(d) for d in given}))}.")
+    kind, index = (given[0].type, given[0].index) if given else ("cpu", None)
     named = _named(backend)
     if named == "auto":
         best = "eager" if "eager" in available else "reference"
-        if kind != "cuda" or "triton" not in available or obstacle is not None or wants_plain():
+        if kind != "cuda" or "triton" not in available or wants_plain() or obstacle() is not None:
             return best
         why = triton_obstacle(kind, index)
         if why is not None:
@@ -206,7 +204,7 @@ def choose_backend(
     if named not in available:
         raise BackendError(f'{op}: backend "{named}" is not implemented. Available: {", ".join(available)}.')
     if named == "triton":
-        why = f"cannot run: {why}" if (why := triton_obstacle(kind, index)) else obstacle
+        why = f"cannot run: {why}" if (why := triton_obstacle(kind, index)) else obstacle()
         if why is not None:
             raise BackendError(f'{op}: backend "triton" {why}.')
     return named
@@ -291,30 +289,42 @@ def check_shapes(op: str, **arguments: tuple[str, Tensor | None]) -> dict[str, i
         ConfigError: an axis too many or too few or of another size, or document numbers that are not integers.
     """
     sizes: dict[str, int] = {}
-    grids: dict[str, tuple[int, ...]] = {}
+    grid: list[str] | None = None
     for name, (axes, tensor) in arguments.items():
         if tensor is None:
             continue
-        letters = axes.split()
-        given = tuple(tensor.shape)
-        for i, letter in enumerate(letters):
-            if letter[0] == "*":
-                grid = grids.setdefault(letter, given[i : len(given) - (len(letters) - i - 1)])
-                letters[i : i + 1] = [f"{letter}{j}" for j in range(len(grid))]
-                sizes |= {f"{letter}{j}": size for j, size in enumerate(grid)}
-                break
-        expected = [int(x) if x.isdigit() else sizes[x[:-2]] - 1 if x.endswith("-1") else sizes.get(x) for x in letters]
-        fits = len(given) == len(expected)
-        if not fits or any(want is not None and want != got for want, got in zip(expected, given, strict=True)):
-            shape = ", ".join("any" if size is None else str(size) for size in expected)
-            shape += "," if len(expected) == 1 else ""
+        given, letters = tensor.shape, axes.split()
+        if "*" in axes:
+            place = next(i for i, letter in enumerate(letters) if letter[0] == "*")
+            if grid is None:
+                grid = [f"{letters[place]}{i}" for i in range(len(given) - len(letters) + 1)]
+            letters[place : place + 1] = grid
+        fits, new = len(letters) == len(given), {}
+        for letter, size in zip(letters, given, strict=False):
+            want = _expected(letter, sizes)
+            if want is None:
+                new[letter] = size
+            elif want != size:
+                fits = False
+        if not fits:
+            wanted = [_expected(letter, sizes) for letter in letters]
+            shape = ", ".join("any" if size is None else str(size) for size in wanted)
+            shape += "," if len(letters) == 1 else ""
             raise ConfigError(
-                f"{op}: {name} has shape {given}; expected ({shape}), which is ({axes.replace(' ', ', ')})."
+                f"{op}: {name} has shape {tuple(given)}; expected ({shape}), which is ({axes.replace(' ', ', ')})."
             )
-        sizes |= {x: size for x, size in zip(letters, given, strict=True) if x.isidentifier()}
+        sizes.update(new)
         if name.endswith("document_ids") and (tensor.is_floating_point() or tensor.is_complex()):
             raise ConfigError(f"{op}: {name} must be integers, not {tensor.dtype}.")
     return sizes
+
+
+def _expected(letter: str, sizes: dict[str, int]) -> int | None:
+    """The size of an axis, or None where its letter is new."""
+    found = sizes.get(letter)
+    if found is None and letter.endswith("-1"):
+        return sizes[letter[:-2]] - 1
+    return int(letter) if found is None and letter.isdigit() else found
 
 
 def check_divides(op: str, size: int, what: str, parts: int, of: str) -> None:
