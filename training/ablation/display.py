@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -16,6 +17,7 @@ from rich.text import Text
 from .. import run_folder as report
 from .locks import try_lock
 from .plan import Job, Plan
+from .report.text import scores, si
 from .work import Board, lock_path
 
 
@@ -144,6 +146,32 @@ class SweepDisplay:
             over.set()
             if thread.ident is not None:
                 thread.join()
+
+    def table(self, results: Mapping[str, Any]) -> None:
+        """The report's table, on the terminal."""
+        if not results["trains"]:
+            return
+        several = any(len(cell["runs"]) > 1 for cell in results["cells"])
+        heads = [f"{results['split']} {results['metric']}", *(["95% interval", "p"] if several else [])]
+        table = Table(box=None, pad_edge=False, title=results["title"], title_justify="left")
+        for head in ("arm", *heads, "lr", "parameters", "FLOPs", "train seconds"):
+            table.add_column(head, justify="left" if head == "arm" else "right", no_wrap=True)
+        for cell in results["cells"]:
+            found, interval, _, p, rate = scores(cell)
+            costs = cell["costs"]
+            seconds = [run["seconds"] for run in cell["runs"]]
+            table.add_row(
+                cell["label"],
+                found,
+                *([interval, p] if several else []),
+                rate,
+                f"{costs['parameters']:,}" if "parameters" in costs else "",
+                si(costs.get("flops")),
+                f"{sum(seconds) / len(seconds):.1f}" if seconds else "",
+            )
+        self.console.print(table, width=None if self.console.is_terminal else 140, soft_wrap=False)
+        if not several:
+            self.say("One seed: no interval, and no telling of chance from a difference; seed=0,1,2 makes three.")
 
     def event(self, what: str, job: Job | None) -> None:
         """A run of this process started or ended."""

@@ -201,11 +201,30 @@ def arm_name(choice: str) -> str:
     return choice.strip("[]").replace(" ", "").replace(",", "-") if choice.startswith("[") else choice
 
 
+def _plain_sweep(parsed: Sequence[Override]) -> dict[str, Any]:
+    """What a sweep without a preset compares, and the key whose values are its arms; None for `mixer`."""
+    swept = [str(o.key_or_group) for o in parsed if o.is_sweep_override()]
+    mixer = next((o for o in parsed if o.key_or_group == "mixer"), None)
+    own = OWN if mixer is None or mixer.value() is None else _choices(mixer)[0]
+    values: dict[str, Any] = {"name": "sweep", "match": "off", "seeds": [0], "own": own}
+    compared = [key for key in swept if key != "seed" and not key.startswith("ablation.")]
+    values["title"] = f"{', '.join(compared)} side by side" if compared else "One arm"
+    others = [key for key in swept if key not in ("mixer", "seed", "optimizer.lr") and not key.startswith("ablation.")]
+    if "mixer" not in swept and others:
+        values["makes_arms"] = others[0]
+    elif mixer is None:
+        values["arms"] = {"as it is": {"mixer": OWN}}
+    return values
+
+
 def from_command_line(overrides: Sequence[str]) -> Ablation:
     """The ablation that `ablation=NAME mixer=a,b seed=0,1 KEY=VALUE ... ablation.KEY=VALUE` asks for.
 
     `mixer=` chooses arms (of the preset, or any mixer, configuration of a mixer, or pattern), `seed=` the seeds, and
     `optimizer.lr=` the learning rates. Another key with several values is varied; with one value it holds for all runs.
+
+    Without a preset it is a plain sweep: nothing is matched unless `ablation.match` says so, one seed is enough, and
+    where `mixer` has one value the first other key with several makes the arms.
 
     Raises:
         ConfigError: an unknown preset or key, or a value that does not fit.
@@ -215,13 +234,16 @@ def from_command_line(overrides: Sequence[str]) -> Ablation:
     names = [o.value() for o in parsed if o.key_or_group == "ablation"]
     if len(names) > 1 or (names and not isinstance(names[0], str)):
         raise ConfigError("ablation: one at a time.")
-    values: dict[str, Any] = read_preset(str(names[0])) if names else {"name": "custom"}
+    values: dict[str, Any] = read_preset(str(names[0])) if names else _plain_sweep(parsed)
+    makes_arms = values.pop("makes_arms", None)
     values["base"], values["vary"] = list(values.get("base", [])), dict(values.get("vary", {}))
     values["arms"] = {name: dict(arm or {}) for name, arm in (values.get("arms") or {}).items()}
     allowed = {f.name for f in fields(Ablation)} - {"base", "arms"}
     for override, text in zip(parsed, overrides, strict=True):
         key = str(override.key_or_group)
         if key == "ablation":
+            continue
+        if key == "resume" and not names and override.value() in ("auto", None):  # a sweep does so by itself
             continue
         if key in ("resume", "run_dir"):
             raise ConfigError(f"{key}: an ablation goes on where it stopped by itself; leave this out.")
@@ -234,7 +256,11 @@ def from_command_line(overrides: Sequence[str]) -> Ablation:
                 values[option] = {**(values.get(option) or {}), inner: value}
             else:
                 values[option] = value
-        elif key == "mixer":
+        elif key == makes_arms:
+            for choice in _choices(override):
+                arm = f"{key}={choice}" if key not in ("model", "task") else choice
+                values["arms"][arm] = {"mixer": values["own"], key: _plain(choice)}
+        elif key == "mixer" and makes_arms is None:
             chosen = _choices(override)
             for choice in chosen:
                 values["arms"].setdefault(arm_name(choice), {"mixer": OWN if choice == "null" else choice})
@@ -248,6 +274,7 @@ def from_command_line(overrides: Sequence[str]) -> Ablation:
         else:
             values["vary"].pop(key, None)
             values["base"].append(text)
+    values.pop("own", None)
     reference = values.get("reference")
     if reference is not None and reference not in values.get("mixers", values["arms"]):
         if any(o.key_or_group == "ablation.reference" for o in parsed):

@@ -82,6 +82,7 @@ def finish(plan: Plan, display: SweepDisplay, *, complete: bool) -> dict[str, An
         if complete and plan.ablation.costs and not (plan.folder / COSTS).exists():
             measure(plan, display.say)
         results = build_report(plan)
+    display.table(results)
     for warning in results["warnings"]:
         display.say(f"note: {warning}")
     display.say(f"report: {plan.folder / 'report.md'}")

@@ -86,7 +86,8 @@ def _start(arguments: Sequence[str]) -> int:
             raise ConfigError(
                 f"{flag}: there is no such option. Settings are written key=value; -m runs a sweep; --help shows all."
             )
-    if any(text.startswith(("ablation=", "ablation.")) for text in overrides):
+    swept = flags and not any(text.startswith(("hydra/", "+hydra", "hydra.", "search.")) for text in overrides)
+    if swept or any(text.startswith(("ablation=", "ablation.")) for text in overrides):
         from ..ablation.sweep import main as ablate
 
         return ablate(overrides)
@@ -154,7 +155,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Interrupted as stop:
         given = sys.argv[1:] if arguments is None else arguments
         again = (
-            "the same command" if any(a.startswith(("ablation", "search.")) for a in given) else f"resume={stop.folder}"
+            "the same command"
+            if any(a in ("-m", "--multirun") or a.startswith(("ablation", "search.")) for a in given)
+            else f"resume={stop.folder}"
         )
         again = again if " " in again else f"{program()} {again}"
         print(f"stopped at step {stop.step} and saved. Continue with: {again}", file=sys.stderr)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from ..config import PACKAGE
+
 
 def program() -> str:
     """`python train.py`, `mixerzoo-train`, `python -m mixerzoo train` or `python -m mixerzoo.train`: what was typed."""
     path = Path(sys.argv[0])
-    if path.name == "__main__.py":
+    if path.resolve() == PACKAGE / "__main__.py":
         return "python -m mixerzoo train"
     if path.name == "train.py":
         main = sys.modules.get("__main__")

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from mixerzoo.tests.training.utils import same, tensors
+from mixerzoo.training.ablation.plan import arm_settings
+from mixerzoo.training.ablation.preset import from_command_line
 from mixerzoo.training.cli.main import main
 from mixerzoo.training.config import PACKAGE
 
@@ -88,9 +90,38 @@ def test_a_sweep_runs_every_combination_and_resumes(tmp_path, capsys):
     assert run_main(*arguments, "resume=auto") == 0
     summaries = [json.loads(path.read_text()) for path in tmp_path.glob("*/summary.json")]
     assert sorted(str(s["mixer"]) for s in summaries) == ["None", "attention"]
-    capsys.readouterr()
+    first = capsys.readouterr().out
+    assert "One seed: no interval" in first
+    (folder,) = tmp_path.glob("ablation-sweep-*")
+    assert {"report.html", "report.md", "results.csv"} <= {path.name for path in folder.iterdir()}
+    assert "Sizes are not matched" in (folder / "report.md").read_text()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/summary.json")}
     assert run_main(*arguments, "resume=auto") == 0
-    assert capsys.readouterr().out.count("is finished already") == 2
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/summary.json")} == before
+    assert list(tmp_path.glob("ablation-sweep-*")) == [folder]
+    again = capsys.readouterr().out
+    assert "attention" in again
+    assert "_own_" not in first + again
+
+
+@pytest.mark.parametrize(
+    ("swept", "arms", "varied"),
+    [
+        (["mixer=identity,pooling", "seed=0,1"], ["identity", "pooling"], {}),
+        (["model=metaformer_digits,metaformer_fashion"], ["metaformer_digits", "metaformer_fashion"], {}),
+        (["mixer=pooling", "model.drop_path=0,0.1"], ["model.drop_path=0", "model.drop_path=0.1"], {}),
+        (["mixer=identity,pooling", "model.drop_path=0,0.1"], ["identity", "pooling"], {"model.drop_path": [0, 0.1]}),
+        (["seed=0,1,2"], ["as it is"], {}),
+    ],
+)
+def test_what_a_sweep_compares(swept, arms, varied):
+    ablation = from_command_line([*swept, "task=digits", "resume=auto"])
+    assert (ablation.mixers, ablation.vary, ablation.match) == (arms, varied, "off")
+    assert from_command_line([*swept, "ablation.match=parameters"]).match == "parameters"
+    settings = [arm_settings(ablation, arm) for arm in arms]
+    assert len({tuple(s) for s in settings}) == len(arms)
+    if swept[0] == "mixer=pooling":
+        assert all("mixer=pooling" in s for s in settings)
 
 
 def test_a_sweep_with_a_mistake_in_one_run_starts_none(tmp_path, capsys):

@@ -14,7 +14,7 @@ from mixerzoo.training.cli import verb
 from mixerzoo.training.cli.explain import explained
 from mixerzoo.training.cli.help import print_help
 from mixerzoo.training.cli.program import program
-from mixerzoo.training.config import RunConfig, TrainConfig
+from mixerzoo.training.config import PACKAGE, RunConfig, TrainConfig
 from mixerzoo.training.cost import count_parameters
 
 
@@ -126,7 +126,8 @@ def test_what_a_docstring_says_of_an_option() -> None:
         ("/somewhere/train.py", None, "python train.py"),
         ("/somewhere/train.py", "mixerzoo", "python -m mixerzoo.train"),
         ("/usr/bin/mixerzoo-train", None, "mixerzoo-train"),
-        ("/somewhere/mixerzoo/__main__.py", "mixerzoo", "python -m mixerzoo train"),
+        (str(PACKAGE / "__main__.py"), "mixerzoo", "python -m mixerzoo train"),
+        ("/somewhere/pytest/__main__.py", "pytest", "python train.py"),
     ],
 )
 def test_commands_that_are_printed_are_what_was_typed(

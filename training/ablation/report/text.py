@@ -161,13 +161,14 @@ def _table(results: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> li
             _bytes(costs.get("activation_bytes")),
         ]
         if results["trains"]:
-            row[1:1] = _scores(cell)
+            row[1:1] = scores(cell)
         row += [_spread(costs.get(key), MEASURED[key][1]) for key in measured]
         lines.append("| " + " | ".join(row) + " |")
     return [*lines, ""]
 
 
-def _scores(cell: Mapping[str, Any]) -> list[str]:
+def scores(cell: Mapping[str, Any]) -> list[str]:
+    """Mean with deviation, interval, distance to the reference, p, and learning rate, as text."""
     if not cell["runs"]:
         return [cell["status"], "", "", "", ""]
     gap = cell["difference"]
