@@ -7,7 +7,7 @@ Every kind of part has promises; a part makes those that its class data speak of
 with the smallest example that shows it.
 """
 
-from . import around, mixers, orders, padding, schedules, streaming
+from . import around, mixers, modules, orders, padding, schedules, streaming
 from .base import BrokenPromise, Promise, Result, kinds, parts, promises, run
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "around",
     "kinds",
     "mixers",
+    "modules",
     "orders",
     "padding",
     "parts",

@@ -166,7 +166,7 @@ class Mixer(nn.Module):
 
     def memory_format(self, device: torch.device | None, dtype: torch.dtype | None) -> dict[str, Any]:
         """Where a new state lives: by default where the first parameter does."""
-        like = next(self.parameters())
+        like = next(self.parameters(), torch.empty(0))  # none are left where all layers are quantised
         return {"device": device or like.device, "dtype": dtype or like.dtype}
 
     def refuse_mask(self, mask: Tensor | None) -> None:

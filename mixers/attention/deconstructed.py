@@ -72,11 +72,11 @@ class Deconstructed(Attention, name="deconstructed"):
         # a window of one token is no mixing
         window = 1 if variant == "none" else None
         super().__init__(dim, causal=causal, num_heads=num_heads, head_dim=head_dim, position=position, window=window)
-        self.variant = variant
+        self.dim, self.variant = dim, variant
         self.form = "linear" if variant == "linear" else "softmax"
 
     def project(self, tokens: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        dim = self.qkv.in_features
+        dim = self.dim
         if self.variant not in ("fixed_sequence", "static_embedding"):
             return super().project(tokens[..., :dim], positions)
         if self.variant == "static_embedding":

@@ -142,7 +142,7 @@ class NiNformer(PositionMixer, name="ninformer"):
         return self.norm1(x), x
 
     def mix(self, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.token_mixer.mix(v)
+        return self.token_mixer(v.unflatten(1, self.token_mixer.grid or (-1,))).flatten(1, -2)
 
     def after(self, mixed: Tensor, waiting: Any) -> Tensor:
         hidden = waiting + mixed

@@ -136,13 +136,13 @@ class HyenaFilter(nn.Module):
         widths = [emb_dim, *[order] * (inner + 1)]
         self.layers: Any = nn.ModuleList(FullPrecisionLinear(a, b) for a, b in itertools.pairwise(widths))
         self.last = FullPrecisionLinear(order, dim, bias=False)
-        self.frequency = frequency
+        self.dim, self.frequency = dim, frequency
         self.freq = nn.Parameter(torch.full((order,), float(frequency)))
 
     def decay(self) -> Tensor:
         """Rates (C,) of the window, in units of 1 / L."""
         slow, fast = math.log(100) / 1.5, math.log(100) / 0.3
-        return torch.linspace(slow, fast, self.last.out_features, device=self.z.device)
+        return torch.linspace(slow, fast, self.dim, device=self.z.device)
 
     def reset_parameters(self) -> None:
         """Position features, the frequency, and torch's values of linear layers."""
