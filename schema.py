@@ -76,7 +76,7 @@ def Between(low: float, high: float, *, above: bool = False, below: bool = False
 
 Size = Annotated[int, AtLeast(1)]  # channels, tokens, layers
 Count = Annotated[int, AtLeast(0)]
-OddSize = Annotated[int, Bounds(1, odd=True)]  # sides of kernels, which have a middle
+OddSize = Annotated[int, Bounds(1, 1023, odd=True)]  # sides of kernels, which have a middle
 Positive = Annotated[float, Above(0)]
 NonNegative = Annotated[float, AtLeast(0)]
 Fraction = Annotated[float, Between(0, 1)]
