@@ -2,6 +2,7 @@
 # make test    set up .venv if needed and run the tests (no GPU needed)
 # make lint    ruff and pyright
 # make gpu     everything that we want to know from a GPU, in seven minutes (ARGS=--rehearse without one)
+# make build-all  every kernel for every chip that Triton knows, under its oldest and its newest version (an hour)
 # make bench   side-by-side measurements against peers
 # make clean   remove .venv, caches and build products; runs/ stays
 
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 ARGS ?=
 
-.PHONY: train test test-slow lint gpu bench clean
+.PHONY: train test test-slow lint gpu build-all bench clean
 .DELETE_ON_ERROR:
 
 # One environment, reused while the two packaging files stay as they are.
@@ -43,6 +44,12 @@ lint: $(VENV)/.test
 
 gpu: $(VENV)/.test
 	PYTHON=$(BIN)/python tools/gpu.sh $(ARGS)
+
+OLDEST_TRITON := 3.6
+build-all: $(VENV)/.test
+	$(BIN)/python -m pip install -q --no-deps --upgrade --target $(VENV)/oldest 'triton==$(OLDEST_TRITON).*'
+	PYTHONPATH=$(VENV)/oldest $(BIN)/python -m mixerzoo.tools.build --all $(ARGS)
+	$(BIN)/python -m mixerzoo.tools.build --all $(ARGS)
 
 bench: $(VENV)/.test
 	$(BIN)/python -m mixerzoo.benchmarks.vision

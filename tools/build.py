@@ -1,23 +1,30 @@
 """Compile every Triton kernel for GPUs that are not there.
 
-    python -m mixerzoo.tools.build [--arch sm_90 gfx942 ...] [--only OP or OP.CASE ...] [--default] [--jobs N]
+    python -m mixerzoo.tools.build [--arch sm_90 gfx942 ... | --all] [--only OP or OP.CASE ...] [--default] [--jobs N]
+                                   [--record]
 
 Triton needs a driver only to ask for its target and to launch. The driver here knows a target and launches nothing, so
 running the cases (`kernels/<op>/cases.py`) on CPU tensors compiles whatever they would launch, with every autotune
 config (`--default`: the first of each list). Printed are registers, spills (bytes of a thread in local
 memory, "scratch" on AMD), shared memory, and the matrix instructions in the code. The exit status is 1 when a kernel
-does not compile, needs more shared memory than the chip has, spills in its default config, or multiplies 16-bit
-matrices without matrix instructions.
+does not compile, needs more shared memory than the chip has, spills in its default config, multiplies 16-bit matrices
+without matrix instructions, or needs more than what was recorded for this version of Triton (`build_records.json`):
+registers, spills, and the shuffles and barriers of an inner loop, which tell when a new version lays tensors out
+differently. `--record` writes the figures of this run over those.
+
+`make build-all` runs it with `--all`, under the oldest and the newest Triton.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -29,7 +36,13 @@ from ..kernels.common.discovery import Call, find_cases
 from ..kernels.selftest.compiling import compile_only
 
 # bytes of shared memory that one program may take: CUDA C Programming Guide, compute capabilities; AMD: the LDS
-SHARED_MEMORY = {"sm_80": 166912, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}
+SHARED_MEMORY = {
+    "sm_80": 166912, "sm_86": 101376, "sm_89": 101376, "sm_90": 232448, "sm_100": 232448, "sm_120": 101376,
+    "gfx90a": 65536, "gfx942": 65536, "gfx950": 163840, "gfx1100": 65536,
+}  # fmt: skip
+USUAL = ("sm_80", "sm_90", "sm_100", "gfx942")  # built when nothing else is asked for
+RECORDS = Path(__file__).parent / "build_records.json"
+MORE_REGISTERS = 16  # that a kernel may take than what was recorded
 
 MATRIX_INSTRUCTIONS = {
     "wgmma": r"wgmma\.mma_async",
@@ -52,6 +65,18 @@ class Built:
     shared: int
     matrix: list[str]
     dots: bool  # multiplies matrices of 16-bit numbers
+    shuffles: int | None = None  # of that inner loop that has most; None where it is not known
+    barriers: int | None = None
+
+    @property
+    def key(self) -> str:
+        """What a recorded figure stands under."""
+        return " ".join([self.case, self.kernel, *(f"{k}={v}" for k, v in self.config.items())])
+
+    @property
+    def figures(self) -> list[int | None]:
+        """What is recorded."""
+        return [self.registers, self.spilled, self.shuffles, self.barriers]
 
 
 @dataclass
@@ -61,6 +86,17 @@ class Report:
     arch: str
     built: list[Built] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+
+    def worse(self, recorded: dict[str, list[int | None]]) -> list[str]:
+        """Kernels that need more than was recorded."""
+        found = []
+        for b in self.built:
+            names = ("registers", "bytes spilled", "shuffles in a loop", "barriers in a loop")
+            for name, now, before in zip(names, b.figures, recorded.get(b.key, [None] * 4), strict=True):
+                slack = MORE_REGISTERS if name == "registers" else 0
+                if now is not None and before is not None and now > before + slack:
+                    found.append(f"{self.arch}: {b.key}: {now} {name}, {before} were recorded")
+        return found
 
     def problems(self) -> list[str]:
         """Everything that makes the build a failure."""
@@ -82,11 +118,15 @@ class Report:
     def table(self) -> str:
         """All kernels, a line each."""
         lines = [f"== {self.arch}: {len(self.built)} kernels built, {len(self.failures)} failures"]
-        lines.append(f"{'case':36} {'kernel':36} {'regs':>4} {'spill':>5} {'shared':>6} {'matrix':12} config")
+        lines.append(
+            f"{'case':36} {'kernel':36} {'regs':>4} {'spill':>5} {'shuf':>4} {'bar':>4} {'shared':>6} {'matrix':12} "
+            "config"
+        )
         for b in self.built:
             config = " ".join(f"{k}={v}" for k, v in b.config.items())
             lines.append(
-                f"{b.case[:36]:36} {b.kernel[:36]:36} {b.registers!s:>4} {b.spilled!s:>5} {b.shared:6} "
+                f"{b.case[:36]:36} {b.kernel[:36]:36} {b.registers!s:>4} {b.spilled!s:>5} "
+                f"{b.shuffles!s:>4} {b.barriers!s:>4} {b.shared:6} "
                 f"{'+'.join(b.matrix) or '-':12} {'default ' if b.default else ''}{config}"
             )
         return "\n".join(lines)
@@ -99,6 +139,29 @@ def _cuda_resources(cubin: Path) -> tuple[int | None, int | None]:
     output = subprocess.run([tool, "--dump-resource-usage", cubin], capture_output=True, text=True, check=True).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)", output)
     return (int(found[1]), max(int(found[2]), int(found[3]))) if found else (None, None)
+
+
+def count_in_loops(assembly: str) -> dict[str, int]:
+    """Of every kind of instruction (`SHFL`, `BAR` ...) the largest number in an innermost loop of disassembled code."""
+    code: list[str] = []
+    labels: dict[str, int] = {}
+    for line in assembly.splitlines():
+        if label := re.match(r"\s*(\.L\w+):", line):
+            labels[label[1]] = len(code)
+        elif instruction := re.match(r"\s*/\*[0-9a-f]+\*/\s+(.*?)\s*;", line):
+            code.append(re.sub(r"^@!?U?P\w+\s+", "", instruction[1]))
+    targets = [(re.search(r"^BRA\b.*`\((\.L\w+)\)", line), end) for end, line in enumerate(code)]
+    loops = [(labels.get(t[1], end), end) for t, end in targets if t and labels.get(t[1], end) < end]
+    inner = [(a, b) for a, b in loops if not any(a <= c and d <= b and (a, b) != (c, d) for c, d in loops)]
+    counts = [Counter(re.split(r"[.\s]", line)[0] for line in code[a:b]) for a, b in inner]
+    return {kind: max(c[kind] for c in counts) for kind in set().union(*counts)}
+
+
+def _cuda_loops(cubin: Path) -> dict[str, int]:
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/nvdisasm"
+    return count_in_loops(subprocess.run([tool, "-c", cubin], capture_output=True, text=True, check=True).stdout)
 
 
 def _amd_resources(assembly: str) -> tuple[int | None, int | None]:
@@ -140,9 +203,12 @@ def build(arch: str, cases: dict[str, Call], *, default_only: bool = False) -> R
         if ".cubin" in files:
             code = files[".ptx"].read_text()
             registers, spilled = _cuda_resources(files[".cubin"])
+            loops = _cuda_loops(files[".cubin"])
+            shuffles, barriers = loops.get("SHFL", 0), loops.get("BAR", 0)
         else:
             code = files[".amdgcn"].read_text()
             registers, spilled = _amd_resources(code)
+            shuffles = barriers = None
         constants = {src.fn.arg_names[path[0]]: v for path, v in src.constants.items() if len(path) == 1}
         config = {k: v for k, v in constants.items() if k.isupper() and isinstance(v, (int, str))}
         config |= {"warps": metadata["num_warps"], "stages": metadata.get("num_stages")}
@@ -157,6 +223,8 @@ def build(arch: str, cases: dict[str, Call], *, default_only: bool = False) -> R
                 shared=metadata["shared"],
                 matrix=[name for name, pattern in MATRIX_INSTRUCTIONS.items() if re.search(pattern, code)],
                 dots=_multiplies_16_bit(files[".ttir"].read_text()),
+                shuffles=shuffles,
+                barriers=barriers,
             )
         )
 
@@ -183,6 +251,33 @@ def build(arch: str, cases: dict[str, Call], *, default_only: bool = False) -> R
     return report
 
 
+class Records:
+    """What kernels needed before: by version of Triton (major.minor), architecture and kernel."""
+
+    def __init__(self, path: Path = RECORDS) -> None:
+        self.path = path
+        self.figures: dict[str, dict[str, dict[str, list[int | None]]]] = {}
+        if path.exists():
+            self.figures = json.loads(path.read_text())
+        version = importlib.metadata.version("triton")
+        self.here = self.figures.setdefault(".".join(version.split(".")[:2]), {})
+
+    def of(self, arch: str) -> dict[str, list[int | None]]:
+        """Registers, bytes spilled, shuffles and barriers of an inner loop, by kernel; nothing where none are known."""
+        return self.here.get(arch, {})
+
+    def put(self, report: Report) -> None:
+        """Take over the figures of a report, in the place of those of the same cases."""
+        cases = {b.case for b in report.built}
+        kept = {k: v for k, v in self.of(report.arch).items() if k.split(" ")[0] not in cases}
+        self.here[report.arch] = dict(sorted((kept | {b.key: b.figures for b in report.built if b.default}).items()))
+
+    def write(self) -> None:
+        """Into the file, a line for each kernel."""
+        text = json.dumps(self.figures, indent=1, sort_keys=True)
+        self.path.write_text(re.sub(r"\[\s+([^\]]*?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text) + "\n")
+
+
 def _short(error: Exception) -> str:
     text = f"{type(error).__name__}: {error}"
     return text if len(text) < 800 else f"{text[:400]} ... {text[-400:]}"  # the compiler quotes the kernel in between
@@ -204,7 +299,9 @@ def build_elsewhere(arch: str, only: Sequence[str] = (), *, default_only: bool =
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m mixerzoo.tools.build", description="Compile all kernels.")
-    parser.add_argument("--arch", nargs="+", default=list(SHARED_MEMORY), metavar="ARCH", help=", ".join(SHARED_MEMORY))
+    parser.add_argument("--arch", nargs="+", default=USUAL, metavar="ARCH", help=", ".join(SHARED_MEMORY))
+    parser.add_argument("--all", action="store_true", help="every architecture")
+    parser.add_argument("--record", action="store_true", help="write what was found into build_records.json")
     parser.add_argument("--only", nargs="+", default=[], metavar="CASE", help="ops or cases, e.g. ssd or ssd.forward")
     parser.add_argument("--default", action="store_true", help="only the first config of each autotune list")
     parser.add_argument("--jobs", type=int, default=min(4, os.cpu_count() or 1), help="architectures at a time")
@@ -222,10 +319,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n" + json.dumps(asdict(build(options.arch[0], cases, default_only=options.default))))
         return 0
     problems = []
+    records = Records()
+    archs = SHARED_MEMORY if options.all else options.arch
     with ThreadPoolExecutor(options.jobs) as pool:
-        for report in pool.map(lambda a: build_elsewhere(a, options.only, default_only=options.default), options.arch):
+        for report in pool.map(lambda a: build_elsewhere(a, options.only, default_only=options.default), archs):
             print(report.table(), flush=True)
             problems += report.problems()
+            if options.record:
+                records.put(report)
+            else:
+                problems += report.worse(records.of(report.arch))
+    if options.record:
+        records.write()
     print("\n".join([f"{len(problems)} problems", *problems]))
     return 1 if problems else 0
 

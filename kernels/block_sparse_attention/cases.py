@@ -100,6 +100,9 @@ CASES = [
             "backward": Size(_HEADS),
             "backward_groups": Size(_GROUPS),
             "forward_large": Size({"B": 1, "L": 512, "H": 1, "D": 128, "block": 128}, backward=False),
+            "backward_wide": Size({"B": 1, "L": 128, "H": 1, "D": 256, "block": 64}),
+            "backward_float32": Size({"B": 1, "L": 64, "H": 1, "D": 128, "block": 32}, torch.float32),
+            "backward_float32_wide": Size({"B": 1, "L": 64, "H": 1, "D": 256, "block": 32}, torch.float32),
         },
         odd=(
             {"B": 2, "L": 41, "H": 4, "G": 2, "D": 24, "block": 16, "lists": 2, "mask": True, "documents": True},

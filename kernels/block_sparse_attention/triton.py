@@ -12,13 +12,15 @@ lie, through the indices.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..common.registration import register_op
-from ..common.tiles import block, common_dtype, dot, given, precision
+from ..common.tiles import block, common_dtype, dot, dot_split, given, precision
 from .blocks import Blocks, transposed
 from .eager import backward_flops, forward_flops
 from .problem import Problem, expand_heads, units_of
@@ -38,6 +40,7 @@ def _forward_kernel(
     ROWS: tl.constexpr, COLS: tl.constexpr, BLOCK_D: tl.constexpr,
     CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_GLOBAL: tl.constexpr, HAS_DOC: tl.constexpr,
     HAS_QI: tl.constexpr, HAS_KI: tl.constexpr, HAS_QP: tl.constexpr, HAS_KP: tl.constexpr, PRECISION: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):  # fmt: skip
     """y and lse of `ROWS` rows of one tile of one unit."""
     tile = tl.program_id(0) // subs
@@ -52,15 +55,15 @@ def _forward_kernel(
     kv_head = unit * PACK // (heads // groups)
     k_index += b * ki_b + unit // ki_div * ki_h
     offsets += b * off_b + unit // off_div * off_h + tile
-    start = tl.load(offsets) * BLOCK_K
-    end = tl.load(offsets + 1) * BLOCK_K
+    start = tl.cast(tl.load(offsets), tl.int64) * BLOCK_K  # lists of 2^31 / 64 blocks are met at 128k tokens
+    end = tl.cast(tl.load(offsets + 1), tl.int64) * BLOCK_K
     top = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
     for place in range(start, end, COLS):
         key, real = key_columns(place, end, ids, k_index, keys, BLOCK_K, COLS, HAS_KI)
         k_tile = load_rows(k + b * k_b + kv_head * k_h, k_t, 0, key, 0, real, D, BLOCK_D)
-        scores = dot(q_tile, tl.trans(k_tile), PRECISION) * (scale * LOG2E)
+        scores = dot_split(q_tile, tl.trans(k_tile), PRECISION, SPLIT) * (scale * LOG2E)
         seen = visible(
             pos[:, None], number_of(k_pos + b * kp_b, key, real, HAS_KP, 0)[None, :],
             doc[:, None], number_of(k_doc + b * kd_b, key, real, HAS_DOC, 0)[None, :],
@@ -93,6 +96,7 @@ def _query_gradients_kernel(
     ROWS: tl.constexpr, COLS: tl.constexpr, BLOCK_D: tl.constexpr,
     CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_GLOBAL: tl.constexpr, HAS_DOC: tl.constexpr,
     HAS_QI: tl.constexpr, HAS_KI: tl.constexpr, HAS_QP: tl.constexpr, HAS_KP: tl.constexpr, PRECISION: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):  # fmt: skip
     """dq of `ROWS` rows of one tile of one unit, and delta = sum(dy y) - dlse for the other kernel."""
     tile = tl.program_id(0) // subs
@@ -115,8 +119,8 @@ def _query_gradients_kernel(
     kv_head = unit * PACK // (heads // groups)
     k_index += b * ki_b + unit // ki_div * ki_h
     offsets += b * off_b + unit // off_div * off_h + tile
-    start = tl.load(offsets) * BLOCK_K
-    end = tl.load(offsets + 1) * BLOCK_K
+    start = tl.cast(tl.load(offsets), tl.int64) * BLOCK_K  # lists of 2^31 / 64 blocks are met at 128k tokens
+    end = tl.cast(tl.load(offsets + 1), tl.int64) * BLOCK_K
     acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
     for place in range(start, end, COLS):
         key, real = key_columns(place, end, ids, k_index, keys, BLOCK_K, COLS, HAS_KI)
@@ -128,9 +132,9 @@ def _query_gradients_kernel(
             number_of(k_global + b * kg_b, key, real, HAS_GLOBAL, 0)[None, :], inside[:, None], real[None, :],
             window, CAUSAL, HAS_WINDOW, HAS_GLOBAL, HAS_DOC,
         )  # fmt: skip
-        scores = dot(q_tile, tl.trans(k_tile), PRECISION) * (scale * LOG2E)
+        scores = dot_split(q_tile, tl.trans(k_tile), PRECISION, SPLIT) * (scale * LOG2E)
         weights = tl.exp2(tl.where(seen, scores, float("-inf")) - normal[:, None])
-        d_scores = weights * (dot(d_tile, tl.trans(v_tile), PRECISION) - answer[:, None])
+        d_scores = weights * (dot_split(d_tile, tl.trans(v_tile), PRECISION, SPLIT) - answer[:, None])
         acc = dot(d_scores.to(k_tile.dtype), k_tile, PRECISION, acc)
     store_rows(dq + whole, heads * D, D, token, head, inside, acc * scale, D, BLOCK_D)
 
@@ -145,6 +149,7 @@ def _key_gradients_kernel(
     ROWS: tl.constexpr, COLS: tl.constexpr, BLOCK_D: tl.constexpr,
     CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_GLOBAL: tl.constexpr, HAS_DOC: tl.constexpr,
     HAS_QI: tl.constexpr, HAS_KI: tl.constexpr, HAS_QP: tl.constexpr, HAS_KP: tl.constexpr, PRECISION: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):  # fmt: skip
     """dk and dv (B, M, kv_heads, D) of `COLS` keys of one block, summed over the units of a head of dk."""
     number = tl.program_id(0) // parts
@@ -167,10 +172,12 @@ def _key_gradients_kernel(
     whole = b * queries * heads * D
     for unit in range(owner * units, owner * units + units):
         place = offsets + b * off_b + unit // off_div * off_h + number
-        for at in range(tl.load(place) * subs, tl.load(place + 1) * subs):
+        start = tl.cast(tl.load(place), tl.int64) * subs
+        end = tl.cast(tl.load(place + 1), tl.int64) * subs
+        for at in range(start, end):
             token, head, inside = query_rows(
-                tl.load(tiles + at // subs), at % subs, unit, q_index + b * qi_b, qi_h, queries, PACK, BLOCK_Q, ROWS,
-                HAS_QI,
+                tl.load(tiles + at // subs), tl.cast(at % subs, tl.int32), unit, q_index + b * qi_b, qi_h, queries,
+                PACK, BLOCK_Q, ROWS, HAS_QI,
             )  # fmt: skip
             q_tile = load_rows(q + b * q_b, q_t, q_h, token, head, inside, D, BLOCK_D)
             d_tile = load_rows(dy + whole, heads * D, D, token, head, inside, D, BLOCK_D)
@@ -184,10 +191,10 @@ def _key_gradients_kernel(
                 everywhere[:, None], inside[None, :], real[:, None],
                 window, CAUSAL, HAS_WINDOW, HAS_GLOBAL, HAS_DOC,
             )  # fmt: skip
-            scores = dot(k_tile, tl.trans(q_tile), PRECISION) * (scale * LOG2E)
+            scores = dot_split(k_tile, tl.trans(q_tile), PRECISION, SPLIT) * (scale * LOG2E)
             weights = tl.exp2(tl.where(seen, scores, float("-inf")) - normal[None, :])
             dv_sum = dot(weights.to(d_tile.dtype), d_tile, PRECISION, dv_sum)
-            d_scores = weights * (dot(v_tile, tl.trans(d_tile), PRECISION) - answer[None, :])
+            d_scores = weights * (dot_split(v_tile, tl.trans(d_tile), PRECISION, SPLIT) - answer[None, :])
             dk_sum = dot(d_scores.to(q_tile.dtype), q_tile, PRECISION, dk_sum)
     whole = b * keys * kv_heads * D + owner * D
     store_rows(dk + whole, kv_heads * D, 0, key, 0, real, dk_sum * scale, D, BLOCK_D)
@@ -205,6 +212,33 @@ def _rows(x: Tensor) -> Tensor:
 def _columns(block_k: int, largest: int = 64) -> int:
     """Keys of a step: a block or an even part of it; many blocks where they are small or odd."""
     return next((c for c in (64, 32, 16) if c <= largest and block_k % c == 0), largest)
+
+
+class TileSizes(NamedTuple):
+    """Of the three kernels, at most: rows and keys of the forward pass, of dq, and of dk and dv; stages of all.
+
+    `split`: into how many parts a product over the channels is split, one to a warp (`dot_split`).
+    """
+
+    rows: int
+    columns: int
+    query_rows: int
+    query_columns: int
+    key_rows: int
+    key_columns: int
+    stages: int = 2
+    split: int = 1
+    warps: int = 4
+
+
+def tile_sizes(width: int, dtype: torch.dtype) -> TileSizes:
+    """Tiles for heads of `width` channels: they fit 64 KB of shared memory (AMD; NVIDIA's smallest chips have 99 KB)
+    and spill nothing on sm_80."""
+    if dtype == torch.float32 and width > 64:
+        return TileSizes(16, 16, 16, 16, 16, 16, 1, *((4, 4) if width <= 128 else (8, 8)))
+    if width <= 64:
+        return TileSizes(128, 64, 64, 64, 32, 64) if dtype != torch.float32 else TileSizes(128, 32, 32, 32, 32, 32)
+    return TileSizes(128, 32, 32, 32, 32, 32) if width <= 128 else TileSizes(64, 32, 32, 32, 16, 32, 1)
 
 
 def _steps(x: Tensor | None, heads: int = 0) -> tuple[int, ...]:
@@ -231,13 +265,18 @@ class _Call:
         self.tensors = (self.q_index, self.k_index, p.q_pos, p.k_pos, p.q_doc, p.k_doc, p.k_global)
         area = p.blocks.block_q * self.units.pack
         width = block(self.size)
-        self.rows = block(area, 128)
-        self.columns = _columns(p.blocks.block_k, 64 if width <= 64 else 32)  # larger tiles spill on sm_80
+        largest = tile_sizes(width, v.dtype)
+        self.rows, self.columns = block(area, largest.rows), _columns(p.blocks.block_k, largest.columns)
+        self.query_rows, self.key_rows = min(self.rows, largest.query_rows), min(self.rows, largest.key_rows)
+        self.query_columns = min(self.columns, largest.query_columns)
+        self.key_columns = block(p.blocks.block_k, largest.key_columns)
+        self.stages, self.warps = largest.stages, largest.warps
         self.constants = {
             "D": self.size, "PACK": self.units.pack, "BLOCK_Q": p.blocks.block_q, "BLOCK_K": p.blocks.block_k,
             "BLOCK_D": width, "CAUSAL": p.causal, "HAS_WINDOW": p.window >= 0, "HAS_GLOBAL": p.k_global is not None,
             "HAS_DOC": p.k_doc is not None, "HAS_QI": q_index is not None, "HAS_KI": p.k_index is not None,
             "HAS_QP": p.q_pos is not None, "HAS_KP": p.k_pos is not None, "PRECISION": precision(v.dtype),
+            "SPLIT": largest.split,
         }  # fmt: skip
 
     def subs(self, rows: int) -> int:
@@ -276,7 +315,7 @@ def _forward(
     _forward_kernel[(offsets.shape[2] - 1) * subs, c.batch * c.units.units](
         c.q, c.k, c.v, offsets, ids, *c.pointers(), y, lse, *c.sizes(), c.units.units, window, subs,
         *c.strides(offsets), ROWS=c.rows, COLS=c.columns, **c.constants,
-        num_warps=8 if c.rows > 64 else 4, num_stages=2,
+        num_warps=8 if c.rows > 64 else c.warps, num_stages=c.stages,
     )  # fmt: skip
     return y, lse
 
@@ -297,11 +336,12 @@ def _backward(
     c = _Call(q, k, v, p)
     dy, dlse = dy.contiguous(), dlse.contiguous()
     dq, delta = torch.empty(q.shape, dtype=q.dtype, device=q.device), torch.empty_like(lse)
-    rows = min(c.rows, 64 if c.size <= 64 else 32)
+    rows = c.query_rows
     subs = c.subs(rows)
     _query_gradients_kernel[(offsets.shape[2] - 1) * subs, c.batch * c.units.units](
         c.q, c.k, c.v, offsets, ids, *c.pointers(), y, lse, dy, dlse, dq, delta, *c.sizes(), c.units.units, window,
-        subs, *c.strides(offsets), ROWS=rows, COLS=c.columns, **c.constants, num_warps=4, num_stages=2,
+        subs, *c.strides(offsets), ROWS=rows, COLS=c.query_columns, **c.constants, num_warps=c.warps,
+        num_stages=c.stages,
     )  # fmt: skip
     key_blocks = triton.cdiv(c.keys, block_k)
     offsets, tiles = transposed(p.blocks, key_blocks)
@@ -309,13 +349,12 @@ def _backward(
     shared = kv_heads == c.groups
     shape = (c.batch, c.keys, kv_heads, c.size)
     dk, dv = (torch.empty(shape, dtype=t.dtype if shared else torch.float32, device=t.device) for t in (k, v))
-    columns = block(block_k, 64 if c.size <= 64 else 32)
-    rows = min(c.rows, 32)
+    columns, rows = c.key_columns, c.key_rows
     subs = c.subs(rows)
     parts = triton.cdiv(block_k, columns)
     _key_gradients_kernel[key_blocks * parts, c.batch * kv_heads](
         c.q, c.k, c.v, offsets, tiles, *c.pointers(), lse, dy, delta, dk, dv, *c.sizes(), kv_heads, window, subs,
-        parts, *c.strides(offsets), ROWS=rows, COLS=columns, **c.constants, num_warps=4, num_stages=2,
+        parts, *c.strides(offsets), ROWS=rows, COLS=columns, **c.constants, num_warps=c.warps, num_stages=c.stages,
     )  # fmt: skip
     if not shared:
         dk, dv = (t.unflatten(2, (c.groups, -1)).sum(3).to(k.dtype) for t in (dk, dv))

@@ -30,12 +30,12 @@ def key_columns(place, end, ids, k_index, keys, BLOCK_K: tl.constexpr, COLS: tl.
     at = place + tl.arange(0, COLS)
     if BLOCK_K % COLS == 0:
         number = tl.load(ids + place // BLOCK_K)
-        token = number * BLOCK_K + place % BLOCK_K + tl.arange(0, COLS)
+        token = number * BLOCK_K + tl.cast(place % BLOCK_K, tl.int32) + tl.arange(0, COLS)
         inside = token < keys
     else:
         inside = at < end
         number = tl.load(ids + at // BLOCK_K, mask=inside, other=0)
-        token = number * BLOCK_K + at % BLOCK_K
+        token = number * BLOCK_K + tl.cast(at % BLOCK_K, tl.int32)
         inside &= token < keys
     if HAS_KI:
         token = tl.cast(tl.load(k_index + token, mask=inside, other=0), tl.int32)

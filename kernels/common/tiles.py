@@ -135,6 +135,14 @@ def on_nvidia() -> bool:
     return target.backend == "cuda"
 
 
+def warp_size() -> int:
+    """Lanes of a warp; 32 in the interpreter."""
+    if knobs.runtime.interpret:
+        return 32
+    target: Any = triton.runtime.driver.active.get_current_target()
+    return target.warp_size
+
+
 def allows_tf32() -> bool:
     """Whether PyTorch's own products of float32 matrices on GPUs may use TF32 or less.
 
@@ -157,6 +165,17 @@ def precision(dtype: torch.dtype) -> str:
     if dtype != torch.float32 or INTERPRETED.value or not on_nvidia():
         return "ieee"
     return "tf32" if allows_tf32() else "tf32x3"
+
+
+def inner_precision(dtype: torch.dtype) -> str:
+    """`precision` of products of float32 tiles that a kernel made itself, from inputs of `dtype`.
+
+    For bfloat16 TF32 has digits to spare. It has the digits of float16, but a chain of products, as in a triangular
+    solve, loses some of them.
+    """
+    if dtype == torch.bfloat16 and on_nvidia() and not INTERPRETED.value:
+        return "tf32"
+    return precision(torch.float32)
 
 
 def halving(dtype: torch.dtype) -> int:

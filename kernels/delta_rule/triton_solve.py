@@ -14,11 +14,11 @@ from ..common.tiles import (
     dot,
     given,
     halving,
+    inner_precision,
     levels,
     load_column,
     load_documents,
     load_tile,
-    precision,
     store_tile,
     strides,
 )
@@ -78,6 +78,6 @@ def inverses(k: Tensor, v: Tensor, beta: Tensor, g: Tensor | None, index: Tensor
         k, beta, given(g, v), given(index, v), inverse,
         length, heads, *strides(k), *strides(beta), *strides(g),
         K=keys, C=chunk, BLOCK_K=block(keys, 64), LEVELS=levels(chunk), HAS_G=g is not None,
-        HAS_INDEX=index is not None, PRECISION=precision(v.dtype), num_warps=4, num_stages=2,
+        HAS_INDEX=index is not None, PRECISION=inner_precision(v.dtype), num_warps=4, num_stages=2,
     )  # fmt: skip
     return inverse

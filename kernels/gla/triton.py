@@ -33,13 +33,13 @@ KEYS = 16  # of a program that computes gradients: with 32 it spills
 
 
 @triton.jit
-def _total(which, g, PRECISION: tl.constexpr):
+def _total(which, g, q, PRECISION: tl.constexpr):
     """For each row the sum of the rows of g that `which` (bool) names, on matrix units.
 
-    Scans along blocks of every size need more registers than there are. Where products are not exact in float32, g goes
-    in as the sum of two bfloat16 numbers: 16 bits of it count, while all terms have one sign.
+    Scans along blocks of every size need more registers than there are. Where q has 16 bits, g goes in as the sum of
+    two bfloat16 numbers: 16 bits of it count, while all terms have one sign.
     """
-    if PRECISION != "tf32":
+    if q.dtype == tl.float32:
         return dot(which.to(tl.float32), g, PRECISION)
     else:
         ones = which.to(tl.float32).to(tl.bfloat16)  # from bool at once, the interpreter takes the bits
@@ -49,15 +49,15 @@ def _total(which, g, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _level(row, g, level, PRECISION: tl.constexpr):
+def _level(row, g, q, level, PRECISION: tl.constexpr):
     """Pairs (query, key) of a level: neighbouring halves of one block, the query in the second; and their decays.
 
     Returns the pairs, exp(sum of g from the start of its half to each row), and exp(sum after each row to the end).
     """
     half = row >> level
     same = half[:, None] == half[None, :]
-    until = tl.exp(_total(same & (row[:, None] >= row[None, :]), g, PRECISION))
-    after = tl.exp(_total(same & (row[:, None] < row[None, :]), g, PRECISION))
+    until = tl.exp(_total(same & (row[:, None] >= row[None, :]), g, q, PRECISION))
+    after = tl.exp(_total(same & (row[:, None] < row[None, :]), g, q, PRECISION))
     return (half[:, None] == half[None, :] + 1) & ((half & 1) == 1)[:, None], until, after
 
 
@@ -142,7 +142,7 @@ def _product_kernel(
                 factor = tl.where((here == before)[:, None], factor, 0.0)
             out = dot((q_tile * factor).to(q_tile.dtype), state, PRECISION, out)
         for level in range(LEVELS):
-            pairs, until, after = _level(row, g_tile, level, PRECISION)
+            pairs, until, after = _level(row, g_tile, q_tile, level, PRECISION)
             right = (q_tile * until).to(q_tile.dtype)
             left_tile = (k_tile * after).to(q_tile.dtype)
             if BACKWARD:
@@ -256,7 +256,7 @@ def _gradients_kernel(
     dq_tile += same[:, None] * k_tile
     dk_tile += same[:, None] * q_tile
     for level in range(LEVELS):
-        pairs, until, after = _level(row, g_tile, level, PRECISION)
+        pairs, until, after = _level(row, g_tile, q_tile, level, PRECISION)
         right = (q_tile * until).to(q_tile.dtype)
         left_tile = (k_tile * after).to(q_tile.dtype)
         part = tl.where(pairs, d_scores, 0.0).to(q_tile.dtype)

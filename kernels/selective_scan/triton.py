@@ -1,23 +1,26 @@
+# ruff: noqa: RUF005 - Triton has no iterable unpacking
 """The selective scan on GPUs.
 
-b row of the batch, t token, d channel, g group, n state; X channels of a program, N states. A tile is (P, Q, X): Q
-chunks of P successive tokens each, t = q P + p.
+b row of the batch, t token, d channel, g group, n state; X channels of a program, N states. A tile of the sequence is Q
+chunks of P successive tokens each, t = q P + p: a tuple of P tensors (Q, X).
 
 A program owns X channels of one group of one row and walks through time tile by tile, all tensors of a tile in
 registers. For one state n after the other it forms the decays and solves the tile's recurrence (`triton_tiles.py`). So
 every input is read once, whatever N is, except B and C, which every block of channels reads. For the gradient the
 forward pass keeps the state before each tile (N numbers for P Q tokens); the backward pass walks back, recomputes the
-states of one tile and one n at a time, and scans the other way.
+states of one tile and one n at a time, and goes the other way.
 
-The shape of a tile is chosen for the layout that Triton gives it: lanes along X, warps along Q, P within the thread.
-The scan over P then is plain arithmetic in registers, and only one number for each chunk and channel crosses warps. (A
-scan over 64 tokens in one axis spills 400 bytes for each thread, since Triton deals that axis out to the warps.) Loads
-are along X with a stride `unit`, which is 1, but unknown to the compiler: it would otherwise give each thread 8
-neighbouring channels, to load 16 bytes at once, and spread P over the lanes.
+A thread has one number of every tensor: lanes run along X, warps along Q, and the P tokens of a chunk are one after the
+other in its registers. The recurrence over a chunk is then plain arithmetic, and only one number for each chunk, state
+and channel crosses warps. No compiler can choose another layout: memory is read and written by tensors of one axis (Q
+X), of which every thread has one number. (A tile as one tensor (P, Q, X) relies on how Triton breaks ties: 3.6 spread P
+over the lanes, with a hundred shuffles for each of 3.8's.) B and C of a chunk are read once, a number to a lane, and
+handed around by shuffles.
 
-The columns n of small (N, X) tables that live in registers (state, gradient of the state, A) are taken out and put back
-by masked sums. Sums over blocks of channels (dB, dC) go through a partial buffer and a second kernel: no atomics, the
-same bits every time.
+What every state n has (state, its gradient, gradient of A) is a tuple that rotates: the loop over n takes the first and
+appends the new one. Sums over channels of P tokens (dB, dC) are formed by lanes that swap halves of what they have, one
+shuffle a token; sums over blocks of channels go through a partial buffer and a second kernel: no atomics, the same bits
+every time.
 """
 
 from __future__ import annotations
@@ -26,171 +29,232 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn import functional as F
 
-from ..common.autotune import configs
 from ..common.documents import document_starts
 from ..common.registration import register_op
-from .triton_tiles import LOG2E, adjoints_of, pick, softplus_slope, states_of, step_size, vector, where_am_i
-
-
-@triton.autotune(configs=configs(({"X": 64}, 8, 1), ({"X": 32}, 4, 1)), key=["width", "N", "Q"])
-@triton.jit(do_not_specialize=["unit"])
-def selective_scan_forward_kernel(
-    u_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, initial_ptr, starts_ptr, y_ptr, final_ptr, kept_ptr,
-    length, u_b, delta_b, B_b, B_g, C_b, C_g, z_b, unit, width: tl.constexpr, groups: tl.constexpr,
-    u_t: tl.constexpr, delta_t: tl.constexpr, B_t: tl.constexpr, C_t: tl.constexpr, z_t: tl.constexpr,
-    N: tl.constexpr, N2: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, X: tl.constexpr,
-    SOFTPLUS: tl.constexpr, KEEP: tl.constexpr,
-):  # fmt: skip
-    """y and the last state; with KEEP also the state before each tile, kept (b, tile, n, d)."""
-    row, group, _block, d, real = where_am_i(width, X)
-    channels = groups * width
-    n_all = tl.arange(0, N2)[:, None]
-    table = (n_all < N) & real[None, :]
-    at_table = d[None, :] * N + n_all  # into (d, n)
-    A = tl.load(A_ptr + at_table, mask=table, other=0.0) * LOG2E
-    H = tl.zeros((N2, X), tl.float32)
-    if initial_ptr is not None:
-        H += tl.load(initial_ptr + row * channels * N + at_table, mask=table, other=0.0)
-    bias = vector(bias_ptr, d, real)
-    skip = vector(D_ptr, d, real)
-
-    p = tl.arange(0, P)[:, None, None]
-    q = tl.arange(0, Q)[:, None]
-    i = tl.cast(tl.arange(0, Q)[None, :] * P + tl.arange(0, P)[:, None], tl.int64)  # (P, Q)
-    lane = tl.cast(d, tl.int64)[None, None, :] * unit
-    tiles = tl.cdiv(length, P * Q)
-    for tile in range(tiles):
-        t = tl.cast(tile, tl.int64) * (P * Q) + i
-        here = t < length
-        valid = here[:, :, None] & real[None, None, :]
-        u = tl.load(u_ptr + row * u_b + t[:, :, None] * u_t + lane, mask=valid, other=0.0).to(tl.float32)
-        delta = tl.load(delta_ptr + row * delta_b + t[:, :, None] * delta_t + lane, mask=valid, other=0.0)
-        s = step_size(delta.to(tl.float32), bias, SOFTPLUS, valid)
-        if KEEP:
-            tl.store(kept_ptr + ((row * tiles + tile) * N + n_all) * channels + d[None, :], H, mask=table)
-        if starts_ptr is not None:
-            start = tl.load(starts_ptr + row * length + t, mask=here, other=0) != 0
-        y = skip[None, None, :] * u
-        for n in range(N):
-            a = tl.exp2(s * pick(A, n_all, n)[None, None, :])
-            if starts_ptr is not None:
-                a = tl.where(start[:, :, None], 0.0, a)
-            b = tl.load(B_ptr + row * B_b + t * B_t + group * B_g + n, mask=here, other=0.0).to(tl.float32)
-            c = tl.load(C_ptr + row * C_b + t * C_t + group * C_g + n, mask=here, other=0.0).to(tl.float32)
-            h, last = states_of(a, s * u * b[:, :, None], pick(H, n_all, n), p, q)
-            y += h * c[:, :, None]
-            H = tl.where(n_all == n, last[None, :], H)
-        if z_ptr is not None:
-            z = tl.load(z_ptr + row * z_b + t[:, :, None] * z_t + lane, mask=valid, other=0.0).to(tl.float32)
-            y *= z * tl.sigmoid(z)
-        tl.store(y_ptr + (row * length + t[:, :, None]) * channels + lane, y, mask=valid)
-    tl.store(final_ptr + row * channels * N + at_table, H, mask=table)
-
-
-@triton.jit(do_not_specialize=["unit"])
-def selective_scan_backward_kernel(
-    u_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, starts_ptr, kept_ptr, dy_ptr, dfinal_ptr,
-    du_ptr, ddelta_ptr, dz_ptr, dA_ptr, dB_ptr, dC_ptr, dD_ptr, dbias_ptr, dinitial_ptr,
-    length, u_b, delta_b, B_b, B_g, C_b, C_g, z_b, unit, width: tl.constexpr, groups: tl.constexpr,
-    u_t: tl.constexpr, delta_t: tl.constexpr, B_t: tl.constexpr, C_t: tl.constexpr, z_t: tl.constexpr,
-    N: tl.constexpr, N2: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, X: tl.constexpr, SOFTPLUS: tl.constexpr,
-):  # fmt: skip
-    """du, ddelta, dz; of each row dA (b, d, n), dD, dbias (b, d); of each block dB, dC (b, t, g, block, n)."""
-    row, group, block, d, real = where_am_i(width, X)
-    channels = groups * width
-    blocks = tl.cdiv(width, X)
-    n_all = tl.arange(0, N2)[:, None]
-    table = (n_all < N) & real[None, :]
-    at_table = d[None, :] * N + n_all
-    A = tl.load(A_ptr + at_table, mask=table, other=0.0)
-    G = tl.load(dfinal_ptr + row * channels * N + at_table, mask=table, other=0.0)  # a g of the next token
-    dA = tl.zeros((N2, X), tl.float32)
-    dD = tl.zeros((X,), tl.float32)
-    dbias = tl.zeros((X,), tl.float32)
-    bias = vector(bias_ptr, d, real)
-    skip = vector(D_ptr, d, real)
-
-    p = tl.arange(0, P)[:, None, None]
-    q = tl.arange(0, Q)[:, None]
-    i = tl.cast(tl.arange(0, Q)[None, :] * P + tl.arange(0, P)[:, None], tl.int64)  # (P, Q)
-    lane = tl.cast(d, tl.int64)[None, None, :] * unit
-    tiles = tl.cdiv(length, P * Q)
-    for back in range(tiles):
-        tile = tiles - 1 - back
-        t = tl.cast(tile, tl.int64) * (P * Q) + i
-        here = t < length
-        valid = here[:, :, None] & real[None, None, :]
-        at_tile = (row * length + t[:, :, None]) * channels + lane
-        u = tl.load(u_ptr + row * u_b + t[:, :, None] * u_t + lane, mask=valid, other=0.0).to(tl.float32)
-        delta = tl.load(delta_ptr + row * delta_b + t[:, :, None] * delta_t + lane, mask=valid, other=0.0)
-        s = step_size(delta.to(tl.float32), bias, SOFTPLUS, valid)
-        dy = tl.load(dy_ptr + at_tile, mask=valid, other=0.0).to(tl.float32)
-        if z_ptr is not None:
-            z = tl.load(z_ptr + row * z_b + t[:, :, None] * z_t + lane, mask=valid, other=0.0).to(tl.float32)
-            gate = tl.sigmoid(z)
-            slope = dy * gate * (1.0 + z * (1.0 - gate))  # dz is this times y before the gate
-            dy *= z * gate
-            y = skip[None, None, :] * u
-        if starts_ptr is not None:
-            start = tl.load(starts_ptr + row * length + t, mask=here, other=0) != 0
-        dx = tl.zeros((P, Q, X), tl.float32)
-        ds = tl.zeros((P, Q, X), tl.float32)
-        for n in range(N):
-            A_n = pick(A, n_all, n)[None, None, :]
-            a = tl.exp2(s * (A_n * LOG2E))
-            if starts_ptr is not None:
-                a = tl.where(start[:, :, None], 0.0, a)
-            b = tl.load(B_ptr + row * B_b + t * B_t + group * B_g + n, mask=here, other=0.0).to(tl.float32)
-            c = tl.load(C_ptr + row * C_b + t * C_t + group * C_g + n, mask=here, other=0.0).to(tl.float32)
-            before = tl.load(kept_ptr + ((row * tiles + tile) * N + n) * channels + d, mask=real, other=0.0)
-            h, _last = states_of(a, s * u * b[:, :, None], before, p, q)
-            at_sums = (((row * length + t) * groups + group) * blocks + block) * N + n
-            tl.store(dC_ptr + at_sums, tl.sum(h * dy, 2), mask=here)
-            if z_ptr is not None:
-                y += h * c[:, :, None]
-            g, across = adjoints_of(a, dy * c[:, :, None], pick(G, n_all, n), p, q)
-            G = tl.where(n_all == n, across[None, :], G)
-            dx += g * b[:, :, None]
-            tl.store(dB_ptr + at_sums, tl.sum(g * (s * u), 2), mask=here)
-            exponent = g * (h - s * u * b[:, :, None])  # gradient of s A: g times a h_{t-1}
-            ds += exponent * A_n
-            dA += tl.where(n_all == n, tl.sum(tl.sum(exponent * s, 0), 0)[None, :], 0.0)
-        if z_ptr is not None:
-            tl.store(dz_ptr + at_tile, slope * y, mask=valid)
-        tl.store(du_ptr + at_tile, dx * s + skip[None, None, :] * dy, mask=valid)
-        ds += dx * u
-        if SOFTPLUS:
-            ds *= softplus_slope(s)
-        tl.store(ddelta_ptr + at_tile, ds, mask=valid)
-        dD += tl.sum(tl.sum(dy * u, 0), 0)
-        dbias += tl.sum(tl.sum(tl.where(valid, ds, 0.0), 0), 0)
-    tl.store(dA_ptr + row * channels * N + at_table, dA, mask=table)
-    tl.store(dinitial_ptr + row * channels * N + at_table, G, mask=table)
-    tl.store(dD_ptr + row * channels + d, dD, mask=real)
-    tl.store(dbias_ptr + row * channels + d, dbias, mask=real)
+from ..common.tiles import warp_size
+from .triton_tiles import (
+    LOG2E,
+    any_of,
+    decay,
+    decays,
+    first_adjoint,
+    hand_on,
+    inward,
+    last_state,
+    load_tokens,
+    not_zero,
+    one_row,
+    outward,
+    plus_times,
+    scaled,
+    scattered_sums,
+    sigmoids,
+    softplus_slope,
+    spread,
+    states,
+    step_sizes,
+    store_tokens,
+    times,
+    total,
+    vector,
+    where_am_i,
+    zeros,
+)
 
 
 @triton.jit
-def selective_scan_sum_kernel(part_ptr, out_ptr, rows, blocks, N: tl.constexpr, N2: tl.constexpr, R: tl.constexpr):
-    """out (row, n) = sum over blocks of part (row, block, n)."""
-    row = tl.cast(tl.program_id(0), tl.int64) * R + tl.arange(0, R)
+def selective_scan_forward_kernel(
+    u_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, initial_ptr, starts_ptr, y_ptr, final_ptr, kept_ptr,
+    length, u_b, delta_b, B_b, B_g, C_b, C_g, z_b, width: tl.constexpr, groups: tl.constexpr,
+    u_t: tl.constexpr, delta_t: tl.constexpr, B_t: tl.constexpr, C_t: tl.constexpr, z_t: tl.constexpr,
+    N: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, X: tl.constexpr, SOFTPLUS: tl.constexpr, KEEP: tl.constexpr,
+):  # fmt: skip
+    """y and the last state; with KEEP also the state before each tile, kept (b, tile, n, d)."""
+    STARTS: tl.constexpr = starts_ptr is not None
+    channels: tl.constexpr = groups * width
+    row, group, _block, q, lane, d, real = where_am_i(width, Q, X)
+    channel, exists = one_row(width, X)
+    rows = tl.arange(0, Q)[:, None] + tl.zeros((Q, X), tl.int32)
+    H = zeros(N, Q, X)  # the states, of which row 0 counts
+    if initial_ptr is not None:
+        H = load_tokens(initial_ptr + (row * channels + d) * N, 1, tl.where(real & (q == 0), N, 0), N, Q, X)
+    bias = vector(bias_ptr, channel, exists)
+    skip = vector(D_ptr, channel, exists)
+    tiles = tl.cdiv(length, P * Q)
+    for tile in range(tiles):
+        t = tl.cast(tile, tl.int64) * (P * Q) + q * P
+        left = tl.where(real, tl.cast(length - t, tl.int32), 0)
+        u = load_tokens(u_ptr + row * u_b + t * u_t + d, u_t, left, P, Q, X)
+        delta = load_tokens(delta_ptr + row * delta_b + t * delta_t + d, delta_t, left, P, Q, X)
+        s = step_sizes(delta, bias, tl.reshape(left, (Q, X)), SOFTPLUS, P)
+        steps = total(s, P)
+        starts = s
+        fresh = steps
+        t_lane = t + lane % P
+        if STARTS:
+            value = tl.load(starts_ptr + row * length + t_lane, mask=t_lane < length, other=0)
+            starts = not_zero(spread(tl.reshape(value.to(tl.int32), (Q, X)), 0, P), P)
+            fresh = any_of(starts, P)
+        x = times(s, u, P)
+        y = scaled(u, skip, P)
+        BC_at = tl.where(
+            lane < P, B_ptr + row * B_b + t_lane * B_t + group * B_g, C_ptr + row * C_b + t_lane * C_t + group * C_g
+        )
+        for n in range(N):
+            rate = tl.load(A_ptr + n * channels + channel, mask=exists, other=0.0)[None, :] * LOG2E
+            if KEEP:
+                at = ((row * tiles + tile) * N + n) * channels + d
+                tl.store(kept_ptr + at, tl.reshape(H[0], (Q * X,)), mask=real & (q == 0))
+            BC = tl.load(BC_at + n, mask=(t_lane < length) & (lane < 2 * P), other=0.0).to(tl.float32)
+            BC = tl.reshape(BC, (Q, X))
+            a = decays(s, rate, starts, STARTS, P)
+            b = times(x, spread(BC, 0, P), P)
+            before, last = hand_on(decay(steps, rate, fresh, STARTS), last_state(a, b, P), H[0], rows, False)
+            h = states(a, b, before, P)
+            y = plus_times(y, h[1:], spread(BC, P, P), P)
+            H = H[1:] + (last,)
+        if z_ptr is not None:
+            z = load_tokens(z_ptr + row * z_b + t * z_t + d, z_t, left, P, Q, X)
+            y = times(y, times(z, sigmoids(z, P), P), P)
+        store_tokens(y_ptr + (row * length + t) * channels + d, channels, y, left, P)
+    for n0 in tl.static_range(N):
+        at = (row * channels + d) * N + n0
+        tl.store(final_ptr + at, tl.reshape(H[n0], (Q * X,)), mask=real & (q == 0))
+
+
+@triton.jit
+def selective_scan_backward_kernel(
+    u_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, starts_ptr, kept_ptr, dy_ptr, dfinal_ptr,
+    du_ptr, ddelta_ptr, dz_ptr, dA_ptr, parts_ptr, dD_ptr, dbias_ptr, dinitial_ptr,
+    length, u_b, delta_b, B_b, B_g, C_b, C_g, z_b, width: tl.constexpr, groups: tl.constexpr,
+    u_t: tl.constexpr, delta_t: tl.constexpr, B_t: tl.constexpr, C_t: tl.constexpr, z_t: tl.constexpr,
+    N: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, X: tl.constexpr, LOG_P: tl.constexpr, LOG_X: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+):  # fmt: skip
+    """du, ddelta, dz; of each row dA (b, n, d), dD, dbias (b, d); of each block dC and dB (b, g, block, n, 2, t)."""
+    STARTS: tl.constexpr = starts_ptr is not None
+    channels: tl.constexpr = groups * width
+    row, group, block, q, lane, d, real = where_am_i(width, Q, X)
+    channel, exists = one_row(width, X)
+    blocks: tl.constexpr = tl.cdiv(width, X)
+    rows = tl.arange(0, Q)[:, None] + tl.zeros((Q, X), tl.int32)
+    columns = tl.arange(0, X)[None, :] + tl.zeros((Q, X), tl.int32)
+    # a g of the next token; the last row counts
+    G = load_tokens(dfinal_ptr + (row * channels + d) * N, 1, tl.where(real & (q == Q - 1), N, 0), N, Q, X)
+    dA = zeros(N, Q, X)
+    dD = tl.zeros((Q, X), tl.float32)
+    dbias = tl.zeros((Q, X), tl.float32)
+    bias = vector(bias_ptr, channel, exists)
+    skip = vector(D_ptr, channel, exists)
+    tiles = tl.cdiv(length, P * Q)
+    for back in range(tiles):
+        tile = tiles - 1 - back
+        t = tl.cast(tile, tl.int64) * (P * Q) + q * P
+        left = tl.where(real, tl.cast(length - t, tl.int32), 0)
+        room = tl.reshape(left, (Q, X))
+        at_tile = (row * length + t) * channels + d
+        u = load_tokens(u_ptr + row * u_b + t * u_t + d, u_t, left, P, Q, X)
+        delta = load_tokens(delta_ptr + row * delta_b + t * delta_t + d, delta_t, left, P, Q, X)
+        s = step_sizes(delta, bias, room, SOFTPLUS, P)
+        steps = total(s, P)
+        dy = load_tokens(dy_ptr + at_tile, channels, left, P, Q, X)
+        y = u
+        if z_ptr is not None:
+            z = load_tokens(z_ptr + row * z_b + t * z_t + d, z_t, left, P, Q, X)
+            y = scaled(u, skip, P)
+            dy = times(dy, times(z, sigmoids(z, P), P), P)
+        starts = s
+        fresh = steps
+        t_lane = t + lane % P
+        if STARTS:
+            value = tl.load(starts_ptr + row * length + t_lane, mask=t_lane < length, other=0)
+            starts = not_zero(spread(tl.reshape(value.to(tl.int32), (Q, X)), 0, P), P)
+            fresh = any_of(starts, P)
+        x = times(s, u, P)
+        dx = zeros(P, Q, X)
+        ds = zeros(P, Q, X)
+        BC_at = tl.where(
+            lane < P, B_ptr + row * B_b + t_lane * B_t + group * B_g, C_ptr + row * C_b + t_lane * C_t + group * C_g
+        )
+        for n in range(N):
+            rate = tl.load(A_ptr + n * channels + channel, mask=exists, other=0.0)[None, :]
+            at_kept = ((row * tiles + tile) * N + n) * channels + d
+            kept = tl.reshape(tl.load(kept_ptr + at_kept, mask=real & (q == 0), other=0.0), (Q, X))
+            BC = tl.load(BC_at + n, mask=(t_lane < length) & (lane < 2 * P), other=0.0).to(tl.float32)
+            BC = tl.reshape(BC, (Q, X))
+            a = decays(s, rate * LOG2E, starts, STARTS, P)
+            chunk = decay(steps, rate * LOG2E, fresh, STARTS)
+            weights = spread(BC, 0, P)
+            b = times(x, weights, P)
+            before, _last = hand_on(chunk, last_state(a, b, P), kept, rows, False)
+            outs = spread(BC, P, P)
+            h, y, dC = outward(a, b, before, y, outs, dy, columns, z_ptr is not None, LOG_P)
+            c = times(dy, outs, P)
+            following, first = hand_on(chunk, first_adjoint(a, c, P), G[0], rows, True)
+            dx, ds, dA_n, dB = inward(a, c, h, following, s, x, weights, rate, dx, ds, columns, LOG_P)
+            sums = scattered_sums(dC, dB, columns, LOG_P, LOG_X)
+            at_sums = (((row * groups + group) * blocks + block) * N + n) * 2 * (tiles * P * Q)
+            at_sums += (lane // P) * (tiles * P * Q) + t_lane
+            tl.store(parts_ptr + at_sums, tl.reshape(sums, (Q * X,)), mask=lane < 2 * P)
+            G = G[1:] + (first,)
+            dA = dA[1:] + (dA[0] + dA_n,)
+        # u, z and dy once more, token by token: in registers throughout the loop over n they would be spilled
+        for p in tl.static_range(P):
+            here = left > p
+            u_p = tl.load(u_ptr + row * u_b + (t + p) * u_t + d, mask=here, other=0.0).to(tl.float32)
+            u_p = tl.reshape(u_p, (Q, X))
+            at_p = at_tile + p * channels
+            if z_ptr is not None:
+                z_p = tl.load(z_ptr + row * z_b + (t + p) * z_t + d, mask=here, other=0.0).to(tl.float32)
+                gate = tl.sigmoid(z_p)
+                slope = tl.load(dy_ptr + at_p, mask=here, other=0.0).to(tl.float32) * gate * (1.0 + z_p * (1.0 - gate))
+                tl.store(dz_ptr + at_p, slope * tl.reshape(y[p], (Q * X,)), mask=here)
+            tl.store(du_ptr + at_p, tl.reshape(dx[p] * s[p] + skip * dy[p], (Q * X,)), mask=here)
+            ds_p = ds[p] + dx[p] * u_p
+            if SOFTPLUS:
+                ds_p *= softplus_slope(s[p])
+            tl.store(ddelta_ptr + at_p, tl.reshape(ds_p, (Q * X,)), mask=here)
+            dD += dy[p] * u_p
+            dbias += tl.where(room > p, ds_p, 0.0)
+    for n0 in tl.static_range(N):
+        at = (row * channels + d) * N + n0
+        tl.store(dinitial_ptr + at, tl.reshape(G[n0], (Q * X,)), mask=real & (q == Q - 1))
+        tl.store(dA_ptr + (row * N + n0) * channels + channel, tl.sum(dA[n0], 0), mask=exists)
+    tl.store(dD_ptr + row * channels + channel, tl.sum(dD, 0), mask=exists)
+    tl.store(dbias_ptr + row * channels + channel, tl.sum(dbias, 0), mask=exists)
+
+
+@triton.jit
+def selective_scan_sum_kernel(
+    parts_ptr, dB_ptr, dC_ptr, length, padded, groups, blocks, N: tl.constexpr, N2: tl.constexpr, T: tl.constexpr
+):
+    """dC and dB (b, t, g, n): the sums over blocks of parts (b, g, block, n, 2, t), t up to `padded`."""
+    at = tl.cast(tl.program_id(1), tl.int64)  # b, g
+    kind = tl.program_id(2)
+    t = tl.program_id(0) * T + tl.arange(0, T)
     n = tl.arange(0, N2)
-    mask = (row[:, None] < rows) & (n[None, :] < N)
-    total = tl.zeros((R, N2), tl.float32)
+    here = (n[:, None] < N) & (t[None, :] < length)
+    total = tl.zeros((N2, T), tl.float32)
     for block in range(blocks):
-        total += tl.load(part_ptr + (row[:, None] * blocks + block) * N + n[None, :], mask=mask, other=0.0)
-    tl.store(out_ptr + row[:, None] * N + n[None, :], total, mask=mask)
+        part = ((at * blocks + block) * N + n[:, None]) * 2 + kind
+        total += tl.load(parts_ptr + part * padded + t[None, :], mask=here, other=0.0)
+    out = ((at // groups * length + t[:, None]) * groups + at % groups) * N + n[None, :]
+    if kind == 0:
+        tl.store(dC_ptr + out, tl.trans(total), mask=tl.trans(here))
+    else:
+        tl.store(dB_ptr + out, tl.trans(total), mask=tl.trans(here))
 
 
 TILE = 64  # tokens; at N = 16, the kept states are a quarter of one float32 tensor (B, L, D)
-FORWARD_P, BACKWARD_P = 16, 8  # tokens of a chunk: numbers of each tensor that a thread holds
-BACKWARD_X = 32  # channels of a program; 64 would spill
+LARGEST_N = 16  # states of a launch: each is a register of every thread, in the backward pass two
+CHUNK = 16  # tokens of a chunk: registers for each tensor
 
 
-def _tile(length: int, P: int) -> dict[str, int]:
+def _tile(length: int, chunk: int = CHUNK) -> dict[str, int]:
     """P and Q; fewer chunks for a short sequence."""
-    return {"P": P, "Q": min(TILE // P, max(1, triton.next_power_of_2(triton.cdiv(length, P))))}
+    return {"P": chunk, "Q": min(TILE // chunk, max(1, triton.next_power_of_2(triton.cdiv(length, chunk))))}
 
 
 def _channels_last(x: Tensor | None) -> Tensor | None:
@@ -209,13 +273,14 @@ def _forward(
         return y, final.zero_() if initial is None else final.copy_(initial), kept
     u, delta, B, C, z = map(_channels_last, (u, delta, B, C, z))
     width = channels // groups
-    selective_scan_forward_kernel[lambda meta: (groups * triton.cdiv(width, meta["X"]), batch)](
-        u, delta, A, B, C, D, z, delta_bias, initial, starts, y, final, kept,
+    tile, lanes = _tile(length), warp_size()
+    selective_scan_forward_kernel[groups * triton.cdiv(width, lanes), batch](
+        u, delta, A.T.contiguous(), B, C, D, z, delta_bias, initial, starts, y, final, kept,
         length, u.stride(0), delta.stride(0), *B.stride()[:3:2], *C.stride()[:3:2],
-        z.stride(0) if z is not None else 0, 1,
+        z.stride(0) if z is not None else 0,
         width=width, groups=groups, u_t=u.stride(1), delta_t=delta.stride(1), B_t=B.stride(1), C_t=C.stride(1),
         z_t=z.stride(1) if z is not None else 0,
-        N=states, N2=triton.next_power_of_2(states), **_tile(length, FORWARD_P), SOFTPLUS=softplus, KEEP=keep,
+        N=states, **tile, X=lanes, SOFTPLUS=softplus, KEEP=keep, num_warps=tile["Q"], num_stages=1,
     )  # fmt: skip
     return y, final, kept
 
@@ -247,25 +312,27 @@ def _backward(
         return outputs
     u, delta, B, C, z = map(_channels_last, (u, delta, B, C, z))
     width = channels // groups
-    blocks = triton.cdiv(width, BACKWARD_X)
-    N2 = triton.next_power_of_2(states)
-    dA_rows = A.new_empty(batch, channels, states)
+    tile, lanes = _tile(length, CHUNK // 2), warp_size()  # with twice the tokens, some versions of ptxas spill
+    blocks = triton.cdiv(width, lanes)
+    padded = triton.cdiv(length, tile["P"] * tile["Q"]) * tile["P"] * tile["Q"]
+    dA_rows = A.new_empty(batch, states, channels)
     dD_rows, dbias_rows = (A.new_empty(batch, channels) for _ in range(2))
-    dB_parts, dC_parts = (A.new_empty(batch, length, groups, blocks, states) for _ in range(2))
+    parts = A.new_empty(batch, groups, blocks, states, 2, padded)
     selective_scan_backward_kernel[groups * blocks, batch](
-        u, delta, A, B, C, D, z, delta_bias, starts, kept, dy.contiguous(), dfinal.contiguous(),
-        du, ddelta, dz if z is not None else None, dA_rows, dB_parts, dC_parts, dD_rows, dbias_rows, dinitial,
+        u, delta, A.T.contiguous(), B, C, D, z, delta_bias, starts, kept, dy.contiguous(), dfinal.contiguous(),
+        du, ddelta, dz if z is not None else None, dA_rows, parts, dD_rows, dbias_rows, dinitial,
         length, u.stride(0), delta.stride(0), *B.stride()[:3:2], *C.stride()[:3:2],
-        z.stride(0) if z is not None else 0, 1,
+        z.stride(0) if z is not None else 0,
         width=width, groups=groups, u_t=u.stride(1), delta_t=delta.stride(1), B_t=B.stride(1), C_t=C.stride(1),
         z_t=z.stride(1) if z is not None else 0,
-        N=states, N2=N2, **_tile(length, BACKWARD_P), X=BACKWARD_X, SOFTPLUS=softplus, num_warps=8,
+        N=states, **tile, X=lanes, LOG_P=tile["P"].bit_length() - 1, LOG_X=lanes.bit_length() - 1, SOFTPLUS=softplus,
+        num_warps=tile["Q"], num_stages=1,
     )  # fmt: skip
-    rows = batch * length * groups
-    R = max(1, 1024 // N2)
-    for parts, out in ((dB_parts, dB), (dC_parts, dC)):
-        selective_scan_sum_kernel[triton.cdiv(rows, R),](parts, out, rows, blocks, N=states, N2=N2, R=R)
-    torch.sum(dA_rows, 0, out=dA)
+    T = 64
+    selective_scan_sum_kernel[triton.cdiv(length, T), batch * groups, 2](
+        parts, dB, dC, length, padded, groups, blocks, N=states, N2=triton.next_power_of_2(states), T=T
+    )
+    dA.copy_(torch.sum(dA_rows, 0).T)
     if D is not None:
         torch.sum(dD_rows, 0, out=dD)
     if delta_bias is not None:
@@ -300,7 +367,33 @@ def selective_scan_triton(
         x.float().contiguous() if x is not None else None for x in (A, D, delta_bias, initial_state)
     )
     starts = document_starts(document_ids) if document_ids is not None else None
+    if B.dtype != C.dtype:  # one load reads both
+        dtype = torch.promote_types(B.dtype, C.dtype)
+        B, C = B.to(dtype), C.to(dtype)
+    if A.shape[1] > LARGEST_N:
+        return _by_parts(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, document_ids)
     differentiated = (u, delta, A, B, C, D, z, delta_bias, initial_state)
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in differentiated)
     y, state, _ = forward_op(u, delta, A, B, C, D, z, delta_bias, initial_state, starts, delta_softplus, keep)
     return y, state
+
+
+def _by_parts(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+    delta_bias: Tensor | None, delta_softplus: bool, initial_state: Tensor | None, document_ids: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The scan with more states than registers hold: a sum of scans."""
+    wide, total, states = u.float(), None, []
+    for first in range(0, A.shape[1], LARGEST_N):
+        n = slice(first, first + LARGEST_N)
+        before = initial_state[..., n] if initial_state is not None else None
+        y, state = selective_scan_triton(
+            wide, delta, A[:, n], B[..., n], C[..., n], None if first else D, None, delta_bias, delta_softplus, before,
+            document_ids,
+        )  # fmt: skip
+        total = y if total is None else total + y
+        states.append(state)
+    assert total is not None
+    if z is not None:
+        total = total * F.silu(z.float())
+    return total.to(u.dtype), torch.cat(states, 2)

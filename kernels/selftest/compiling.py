@@ -42,8 +42,10 @@ class CompileOnlyDriver:
     def __init__(self, arch: str):
         from triton.backends.compiler import GPUTarget
 
-        amd = arch.startswith("gfx")
-        self.target = GPUTarget("hip", arch, 64) if amd else GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
+        if arch.startswith("gfx"):
+            self.target = GPUTarget("hip", arch, 64 if arch.startswith("gfx9") else 32)
+        else:
+            self.target = GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
 
     def get_current_target(self):
         return self.target

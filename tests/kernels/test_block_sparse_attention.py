@@ -253,3 +253,45 @@ def test_broken_kernel_is_caught(name, old, new, tmp_path):
         options = {"blocks": lists(20, 41, 8, 7)}
     with mutated("block_sparse_attention", old, new, tmp_path, files=("triton_tiles", "triton")):
         assert not agrees(lambda: compare(block_sparse_attention, x, "triton", **options))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [16, 64, 128, 256])
+def test_tiles_fit_the_smallest_shared_memory(size, dtype):
+    """99 KB (compute capability 8.6, 8.9 and 12.0) hold what a step reads and what a program keeps for its products."""
+    from mixerzoo.kernels.block_sparse_attention.triton import tile_sizes
+
+    t = tile_sizes(size, dtype)
+    row = size * dtype.itemsize
+    for kept, read in (
+        (t.rows, 2 * t.columns),
+        (2 * t.query_rows, 2 * t.query_columns),
+        (2 * t.key_columns, 2 * t.key_rows),
+    ):
+        assert (kept + t.stages * read) * row <= 101376
+
+
+@pytest.mark.parametrize("size", [128, 256])
+def test_triton_wide_heads_in_float32(size):
+    blocks = lists(40, 40, 16, 16)
+    compare(block_sparse_attention, inputs(1, 40, 40, 1, 1, size), "triton", blocks=blocks, causal=True)
+
+
+def test_triton_lists_of_more_than_31_bits():
+    """The place of a block in its list, counted in keys, outgrows int32 at 128k tokens, 32 heads and blocks of 64."""
+    from mixerzoo.kernels.block_sparse_attention import triton
+
+    first = 2**31 // 64
+    ids = torch.zeros(first + 2, dtype=torch.int32)
+    ids[first + 1] = 1
+    near = Blocks(torch.tensor([[[0, 2]]], dtype=torch.int32), torch.tensor([0, 1], dtype=torch.int32), 64, 64)
+    far = Blocks(torch.tensor([[[first, first + 2]]], dtype=torch.int32), ids, 64, 64)
+    given = {k: v.requires_grad_() for k, v in inputs(1, 64, 128, 1, 1, 16).items()}
+
+    def answers(blocks: Blocks) -> tuple[Tensor, ...]:
+        y, lse = block_sparse_attention(**given, blocks=blocks, return_lse=True, backend="triton")
+        with pytest.MonkeyPatch.context() as patch:  # the transposed lists would start at 0
+            patch.setattr(triton, "transposed", lambda *_: transposed(near, 2))
+            return y, lse, *torch.autograd.grad(y.sum() + lse.sum(), list(given.values()))
+
+    assert all(torch.equal(a, b) for a, b in zip(answers(far), answers(near), strict=True))

@@ -121,6 +121,25 @@ def test_triton_split():
     compare(delta_rule, inputs, "triton", return_final_state=True)
 
 
+@pytest.mark.parametrize(("dtype", "expected"), [(torch.float16, "tf32x3"), (torch.bfloat16, "tf32")])
+def test_the_solve_is_multiplied_as_exactly_as_its_inputs_deserve(dtype, expected, monkeypatch):
+    """Correlated keys in float16 are off by more than its tolerance where matrix units take TF32."""
+    import triton.language as tl
+    from mixerzoo.kernels.common import tiles
+    from mixerzoo.kernels.delta_rule import triton_solve
+
+    class Recorder:
+        def __getitem__(self, grid):
+            return lambda *_, **constants: launches.append(constants["PRECISION"])
+
+    launches: list[str] = []
+    monkeypatch.setattr(tiles, "on_nvidia", lambda: True)
+    monkeypatch.setattr(tiles, "INTERPRETED", tl.constexpr(False))
+    monkeypatch.setattr(triton_solve, "_solve_kernel", Recorder())
+    delta_rule(**scan_inputs("delta_rule", 1, 5, 1, 16, 16, dtype=dtype), backend="triton")
+    assert launches == [expected]
+
+
 def test_triton_bfloat16():
     inputs = scan_inputs("delta_rule", 1, 33, 1, 16, 5, dtype=torch.bfloat16)
     compare(delta_rule, inputs, "triton", return_final_state=True)

@@ -213,6 +213,11 @@ def test_triton_smallest():
     compare(selective_scan, inputs((1, 9, 8, 4, 2), full=False), "triton")
 
 
+def test_triton_more_states_than_a_launch_takes():
+    given = inputs((1, 18, 3, 1, 35))
+    compare(selective_scan, given, "triton", **OPTIONS)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("documents", [False, True])
@@ -316,17 +321,16 @@ def test_mistakes_are_explained():
 
 
 MUTANTS = {
-    "a wrong stride": ("+ t[:, :, None]) * channels + lane, y,", "+ t[:, :, None]) * N + lane, y,"),
-    "a missing accumulation": ("dA += tl.where", "dA = tl.where"),
-    "a mask off by one": ("inside < width", "inside < width - 1"),
-    "a scan that forgets a decay": ("across * q + q_left", "m_left * q + q_left"),
-    "a boundary that is ignored": (
-        "a = tl.exp2(s * pick(A, n_all, n)[None, None, :])\n            if starts_ptr is not None:",
-        "a = tl.exp2(s * pick(A, n_all, n)[None, None, :])\n            if False:",
-    ),
-    "blocks that overwrite each other": ("total += tl.load", "total = tl.load"),
+    "a wrong stride": ("(row * length + t) * channels + d, channels, y", "(row * length + t) * N + d, channels, y"),
+    "a missing accumulation": ("dA[1:] + (dA[0] + dA_n,)", "dA[1:] + (dA_n,)"),
+    "a mask off by one": ("group * width + inside, inside < width", "group * width + inside, inside < width - 1"),
+    "a scan that forgets a decay": ("a_next * b + b_next", "b + b_next"),
+    "chunks that are not joined": ("tl.where(q == start, carried, entering)", "carried"),
+    "a boundary that is ignored": ("a = tl.where(starts[p], 0.0, a)", "a = a"),
+    "blocks that overwrite each other": ("total += tl.load(parts_ptr", "total = tl.load(parts_ptr"),
     "the last tile first": ("tile = tiles - 1 - back", "tile = back"),
-    "a state that is not handed on": ("H = tl.where(n_all == n, last[None, :], H)", "H = H"),
+    "a state that is not handed on": ("H = H[1:] + (last,)", "H = H[1:] + (H[0],)"),
+    "halves swapped the wrong way": ("tl.where(upper, high, low) +", "tl.where(upper, low, high) +"),
 }
 
 

@@ -8,7 +8,16 @@ import sys
 
 import pytest
 from mixerzoo.kernels.common.discovery import find_cases
-from mixerzoo.tools.build import SHARED_MEMORY, Built, Report, _multiplies_16_bit, build_elsewhere, main
+from mixerzoo.tools.build import (
+    USUAL,
+    Built,
+    Records,
+    Report,
+    _multiplies_16_bit,
+    build_elsewhere,
+    count_in_loops,
+    main,
+)
 
 pytest.importorskip("triton")
 
@@ -34,18 +43,19 @@ QUICK = {name.split(".")[0]: name for name in find_cases()} | {
 @pytest.mark.parametrize("arch", ["sm_90", "gfx942"])
 def test_default_config_of_every_op(arch):
     assert len(QUICK) >= 12
-    assert not build_elsewhere(arch, list(QUICK.values()), default_only=True).problems()
+    report = build_elsewhere(arch, list(QUICK.values()), default_only=True)
+    assert not report.problems() + report.worse(Records().of(arch))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", SHARED_MEMORY)
+@pytest.mark.parametrize("arch", USUAL)
 @pytest.mark.parametrize("op", sorted({name.split(".")[0] for name in find_cases()}))
 def test_default_configs(arch, op):
     assert not build_elsewhere(arch, [op], default_only=True).problems()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", SHARED_MEMORY)
+@pytest.mark.parametrize("arch", USUAL)
 def test_every_config(arch):
     assert not build_elsewhere(arch).problems()
 
@@ -97,6 +107,45 @@ def test_what_counts_as_a_problem():
     assert not Report("sm_90", [Built(**(FINE | {"matrix": [], "dots": False}))]).problems()
     assert Report("sm_90").problems() == ["sm_90: no kernel was compiled"]
     assert Report("sm_90", [Built(**FINE)], ["op.backward: CompilationError"]).problems()
+
+
+def test_a_kernel_that_needs_more_than_before_is_a_problem(tmp_path):
+    records = Records(tmp_path / "records.json")
+    before = Built(**FINE, shuffles=4, barriers=2)
+    records.put(Report("sm_90", [before]))
+    records.write()
+    recorded = Records(tmp_path / "records.json").of("sm_90")
+    assert recorded == {"op.forward kernel X=64": [64, 0, 4, 2]}
+    assert Records(tmp_path / "records.json").of("sm_80") == {}
+    assert not Report("sm_90", [before]).worse(recorded)
+    for change, words in [
+        ({"registers": 96}, "96 registers, 64 were recorded"),
+        ({"spilled": 8}, "8 bytes spilled, 0 were"),
+        ({"shuffles": 330}, "330 shuffles in a loop, 4 were"),
+        ({"barriers": 3}, "3 barriers in a loop, 2 were"),
+    ]:
+        (problem,) = Report("sm_90", [Built(**(FINE | {"shuffles": 4, "barriers": 2} | change))]).worse(recorded)
+        assert words in problem
+
+
+def test_the_innermost_loop_is_counted():
+    code = """
+        /*0000*/                   SHFL.BFLY PT, R0, R1, 0x1, 0x1f ;
+.L_x_1:
+        /*0010*/                   BAR.SYNC.DEFER_BLOCKING 0x0 ;
+        /*0020*/                   BAR.SYNC.DEFER_BLOCKING 0x0 ;
+.L_x_2:
+        /*0030*/               @P0 SHFL.IDX PT, R0, R1, 0x1, 0x1f ;
+        /*0040*/                   SHFL.BFLY PT, R0, R1, 0x1, 0x1f ;
+        /*0050*/                   BAR.SYNC.DEFER_BLOCKING 0x0 ;
+        /*0060*/              @!P1 BRA `(.L_x_2) ;
+        /*0070*/                   BRA `(.L_x_3) ;
+        /*0080*/               @P2 BRA `(.L_x_1) ;
+.L_x_3:
+        /*0090*/                   EXIT ;
+"""
+    assert {k: v for k, v in count_in_loops(code).items() if k in ("SHFL", "BAR")} == {"SHFL": 2, "BAR": 1}
+    assert count_in_loops("        /*0000*/    EXIT ;") == {}
 
 
 def test_products_of_16_bit_matrices_are_recognised():
