@@ -200,11 +200,9 @@ def selective_scan_backward_kernel(
             tl.store(parts_ptr + at_sums, tl.reshape(sums, (Q * X,)), mask=lane < 2 * P)
             G = G[1:] + (first,)
             dA = dA[1:] + (dA[0] + dA_n,)
-        # u, z and dy once more, token by token: in registers throughout the loop over n they would be spilled
+        # z and dy once more, token by token: in registers throughout the loop over n they would be spilled
         for p in tl.static_range(P):
             here = left > p
-            u_p = tl.load(u_ptr + row * u_b + (t + p) * u_t + d, mask=here, other=0.0).to(tl.float32)
-            u_p = tl.reshape(u_p, (Q, X))
             at_p = at_tile + p * channels
             if z_ptr is not None:
                 z_p = tl.load(z_ptr + row * z_b + (t + p) * z_t + d, mask=here, other=0.0).to(tl.float32)
@@ -212,11 +210,11 @@ def selective_scan_backward_kernel(
                 slope = tl.load(dy_ptr + at_p, mask=here, other=0.0).to(tl.float32) * gate * (1.0 + z_p * (1.0 - gate))
                 tl.store(dz_ptr + at_p, slope * tl.reshape(y[p], (Q * X,)), mask=here)
             tl.store(du_ptr + at_p, tl.reshape(dx[p] * s[p] + skip * dy[p], (Q * X,)), mask=here)
-            ds_p = ds[p] + dx[p] * u_p
+            ds_p = ds[p] + dx[p] * u[p]
             if SOFTPLUS:
                 ds_p *= softplus_slope(s[p])
             tl.store(ddelta_ptr + at_p, tl.reshape(ds_p, (Q * X,)), mask=here)
-            dD += dy[p] * u_p
+            dD += dy[p] * u[p]
             dbias += tl.where(room > p, ds_p, 0.0)
     for n0 in tl.static_range(N):
         at = (row * channels + d) * N + n0
