@@ -27,12 +27,12 @@ def query_rows(
 @triton.jit
 def key_columns(place, end, ids, k_index, keys, BLOCK_K: tl.constexpr, COLS: tl.constexpr, HAS_KI: tl.constexpr):
     """Tokens of `COLS` places of a list, counted in keys from the beginning of `ids`, and whether there is one."""
-    at = place + tl.arange(0, COLS)
     if BLOCK_K % COLS == 0:
         number = tl.load(ids + place // BLOCK_K)
         token = number * BLOCK_K + tl.cast(place % BLOCK_K, tl.int32) + tl.arange(0, COLS)
         inside = token < keys
     else:
+        at = place + tl.cast(tl.arange(0, COLS), tl.int64)
         inside = at < end
         number = tl.load(ids + at // BLOCK_K, mask=inside, other=0)
         token = number * BLOCK_K + tl.cast(at % BLOCK_K, tl.int32)

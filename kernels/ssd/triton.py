@@ -183,7 +183,6 @@ def _read_gradients_kernel(
     wide = tl.cast(start, tl.int64)
     left = length - start
     q_tile = load_tile(q + b * q_b + wide * q_t + head_group * q_h, q_t, row, left, key, K)
-    k_tile = load_tile(k + b * k_b + wide * k_t + head_group * k_h, k_t, row, left, key, K)
     seen = row[:, None] >= row[None, :]
     if HAS_INDEX:
         here, before, last = load_documents(index + b * length, start, row, length, C)
@@ -216,6 +215,7 @@ def _read_gradients_kernel(
             dq_sum = dot(weighted, tl.trans(state), PRECISION, dq_sum)
         decay = tl.exp(tl.where(seen, total[:, None] - total[None, :], float("-inf"))) * scale
         d_products = d_scores * decay * rate[None, :]
+        k_tile = load_tile(k + b * k_b + wide * k_t + head_group * k_h, k_t, row, left, key, K)  # late: saves registers
         dq_sum = dot(d_products.to(q_tile.dtype), k_tile, PRECISION, dq_sum)
         if HAS_G:
             # A decay lies on the way from every earlier token (or the old state) to this and every later token (or the
