@@ -137,6 +137,13 @@ class Task:
 
     # -- objective
 
+    def check_batch(self, size: int) -> None:
+        """Hold the number of samples that `augment` and `loss` will get at a time against what they can take.
+
+        Raises:
+            ConfigError: another number is needed.
+        """
+
     def augment(self, batch: Batch) -> Batch:
         """Augmentation of a whole training batch on its device (mixup), with the global generators."""
         return batch

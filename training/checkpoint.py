@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
 from ..errors import ConfigError
 from ..models import save_model
+from .run_folder import plain
 
 _MANIFEST = "manifest.json"
+_FACTS = "mixerzoo_run"  # in the metadata of the weights
 
 
 def _sha256(path: Path) -> str:
@@ -28,13 +30,16 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def save_checkpoint(folder: Path, models: Mapping[str, nn.Module], state: Mapping[str, Any]) -> None:
+def save_checkpoint(
+    folder: Path, models: Mapping[str, nn.Module], state: Mapping[str, Any], facts: Mapping[str, Any]
+) -> None:
     """Write a checkpoint so that at any moment a whole one, old or new, is on the disk.
 
     Args:
         folder: e.g. `RUN/checkpoints/last`; replaced as a whole.
         models: file stem -> model; each becomes `STEM.safetensors` and can be given to `create_model(checkpoint=...)`.
         state: tensors and plain containers, e.g. of the optimizer; becomes `state.pt`.
+        facts: what the weights were trained for, such as the names of the classes; see `read_facts`.
     """
     fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     for leftover in (fresh, old):
@@ -42,7 +47,7 @@ def save_checkpoint(folder: Path, models: Mapping[str, nn.Module], state: Mappin
             shutil.rmtree(leftover)
     fresh.mkdir(parents=True)
     for name, model in models.items():
-        save_model(model, fresh / f"{name}.safetensors")
+        save_model(model, fresh / f"{name}.safetensors", {_FACTS: json.dumps(plain(facts))})
     if state:
         torch.save(dict(state), fresh / "state.pt")
     manifest = {path.name: _sha256(path) for path in sorted(fresh.iterdir())}
@@ -103,3 +108,18 @@ def load_state(folder: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise ConfigError(f"checkpoint: {path} cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
+def read_facts(path: str | Path) -> dict[str, Any]:
+    """What a run says of its weights in their file: `task` (name and options), `classes` (names, or None), `data`
+    (SHA-256), `seed` and `identity`; {} for files that no run wrote.
+
+    Raises:
+        ConfigError: not a safetensors file.
+    """
+    try:
+        with safe_open(str(path), "pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"checkpoint: {path} cannot be read: {str(error).splitlines()[0]}") from error
+    return json.loads(metadata.get(_FACTS, "{}"))

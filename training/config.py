@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -147,6 +148,9 @@ def parse(values: Mapping[str, Any]) -> RunConfig:
     for key in values:
         if key not in allowed:
             raise unknown("config", key, allowed)
+    for key in ("output_dir", "run_dir", "resume"):
+        if isinstance(values.get(key), str):
+            values[key] = os.path.expanduser(values[key])
     if not isinstance(values.get("train"), Mapping):
         raise ConfigError("train: missing, or not a mapping.")
     values["train"] = build_dataclass(TrainConfig, values["train"], key="train")
@@ -223,17 +227,20 @@ def outside_code(config: RunConfig) -> list[plugins.Code]:
     return plugins.used(_words(named), config.plugins)
 
 
-def identity(config: RunConfig, code: str | None = None) -> str:
-    """What tells runs apart: a hash (16 hex digits) of the resolved configuration, the seed in it, and the code.
+def identity(config: RunConfig, code: str | None = None, data: Mapping[str, Any] | None = None) -> str:
+    """What tells runs apart: a hash (16 hex digits) of the resolved configuration, the seed in it, code and data.
 
     The code is ours and that of every part from outside which the configuration names.
 
     Args:
         config: of the run.
         code: version of the code; by default `code_version()`.
+        data: fingerprint, sizes and classes, see `identity.tells`; without them the hash is of the rest alone.
     """
     values = {k: v for k, v in config.as_dict().items() if k not in NOT_IDENTITY}
     content: dict[str, Any] = {"config": values, "code": code or code_version()}
+    if data is not None:
+        content["data"] = dict(data)
     outside = outside_code(config)
     if outside:
         content["outside"] = sorted(part.sha256 for part in outside)

@@ -110,6 +110,7 @@ class TrainingData:
             raise ConfigError(
                 f"train.batch_size: {batch_size} cannot be divided among {world} processes of {accumulate} parts."
             )
+        task.check_batch(batch_size // (accumulate * world))
         self.task, self.seed, self.batch_size, self.accumulate = task, seed, batch_size, accumulate
         self.rank, self.world, self.workers, self.device = rank, world, workers, device
         self.steps_per_epoch = size // batch_size  # the incomplete last batch is left out; the order changes by epoch

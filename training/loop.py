@@ -10,7 +10,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +76,9 @@ class Trainer:
         task: opened.
         model: fresh, on the CPU.
         optimizer: of the model's parameters.
-        folder: of the run; exists.
+        folder: of the run; exists when training starts.
         display: for people.
+        facts: what checkpoints say of the run, see `checkpoint.read_facts`.
     """
 
     def __init__(
@@ -91,9 +92,10 @@ class Trainer:
         data: TrainingData,
         folder: Path,
         display: Display,
+        facts: Mapping[str, Any],
     ) -> None:
         self.config, self.train, self.accelerator, self.task = config, config.train, accelerator, task
-        self.folder, self.display, self.data = folder, display, data
+        self.folder, self.display, self.data, self.facts = folder, display, data, facts
         self.total = self.train.max_steps or self.train.epochs * data.steps_per_epoch
         self.eval_steps = self.train.eval_every * data.steps_per_epoch
         self.schedule = build_schedule(optimizer, self.train, self.total)
@@ -140,7 +142,7 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": None if scaler is None else scaler.state_dict(),
             }
-            save_checkpoint(self.folder / "checkpoints" / "last", models, state)
+            save_checkpoint(self.folder / "checkpoints" / "last", models, state, self.facts)
         self.accelerator.wait_for_everyone()
 
     def restore(self, checkpoint: Path) -> None:
@@ -337,7 +339,8 @@ class Trainer:
             self.best = {"step": self.step, "value": value}
         if self.accelerator.is_main_process:
             if better:
-                save_checkpoint(self.folder / "checkpoints" / "best", {"model": self.evaluated_model}, {})
+                best = self.folder / "checkpoints" / "best"
+                save_checkpoint(best, {"model": self.evaluated_model}, {}, self.facts)
             append_line(self.folder / "metrics.jsonl", line)
         self.accelerator.log({f"val/{k}": v for k, v in line["val"].items()}, step=self.step)
         self.display.evaluation(line)

@@ -36,10 +36,16 @@ def read_state_dict(path: str | Path) -> tuple[StateDict, dict[str, Any] | None]
     return found.tensors, found.model
 
 
-def save_model(model: nn.Module, path: str | Path) -> None:
-    """Write a model's weights as safetensors, with its configuration in the metadata."""
+def save_model(model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a model's weights as safetensors, with its configuration in the metadata.
+
+    Args:
+        model: built by `build_model`.
+        path: of the file.
+        metadata: further entries.
+    """
     tensors = {k: v.detach().contiguous().clone() for k, v in model.state_dict().items()}
-    save_file(tensors, str(path), metadata={METADATA: json.dumps(config_of(model))})
+    save_file(tensors, str(path), metadata={**(metadata or {}), METADATA: json.dumps(config_of(model))})
 
 
 def _warn(message: str) -> None:

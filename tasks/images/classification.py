@@ -71,11 +71,16 @@ class ImageClassification(Task):
             num_classes=len(self.classes),
         )
 
+    def check_batch(self, size: int) -> None:
+        if (self.mixup or self.cutmix) and size % 2:
+            raise ConfigError(
+                f"train.batch_size: task.mixup and task.cutmix mix pairs, so a part of the batch, divided by processes "
+                f"and train.accumulate, must be even; it has {size} images."
+            )
+
     def augment(self, batch: Batch) -> Batch:
         if not (self.mixup or self.cutmix):
             return batch
-        if batch["input"].shape[0] % 2:
-            raise ConfigError(f"train.batch_size: mixing needs an even batch, not {batch['input'].shape[0]} images.")
         mixed, target = self._mixer(batch["input"].clone(), batch["target"])
         return {**batch, "input": mixed, "target": target}
 

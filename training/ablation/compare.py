@@ -11,7 +11,7 @@ from ...errors import ConfigError, unknown
 from ...mixers import list_mixers
 from ...models import list_models
 from ..config import CONFIGS
-from .plan import literal
+from ..quoting import literal
 from .preset import Ablation, arm_name
 from .report.text import results_csv
 from .sweep import ablate

@@ -26,7 +26,7 @@ from ...errors import ConfigError
 from ...tasks import Batch, Task
 from .. import run_folder as report
 from ..cost import count_parameters, measure_activation_bytes, measure_flops, spread
-from ..run import make_model
+from ..prepare import make_model
 from .plan import Cell, Plan, load_plan, open_task
 from .report.collect import COSTS
 from .report.statistics import exponent

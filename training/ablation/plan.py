@@ -17,7 +17,9 @@ from .. import run_folder as report
 from ..cli.compose import OWN, compose_config
 from ..cli.program import program
 from ..config import RunConfig, code_version, identity, parse, run_name
-from ..run import check, make_task
+from ..identity import data_differences, describe_data, tells
+from ..prepare import check, make_task
+from ..quoting import literal
 from .match import Matched, count, match
 from .preset import Ablation, make
 
@@ -52,6 +54,7 @@ class Cell:
         point: what varies -> its value here.
         settings: the command line of `train.py` without seed and learning rate.
         config: with the first seed and learning rate.
+        data: record of its data, see `describe_data`.
         matched: what the search for an equal size found; None when nothing is matched.
         recorded: for runs that were found, not planned: the command line that made them.
     """
@@ -60,6 +63,7 @@ class Cell:
     point: dict[str, Any]
     settings: list[str]
     config: RunConfig
+    data: dict[str, Any]
     matched: Matched | None = None
     recorded: str = ""
     jobs: list[Job] = field(default_factory=list, repr=False)
@@ -102,35 +106,25 @@ class Plan:
 
 
 @lru_cache(maxsize=2)
-def _opened(options: str) -> Task:
+def _opened(options: str) -> tuple[Task, dict[str, Any]]:
     from ...tasks import create_task
 
     values = json.loads(options)
     task = create_task(values.pop("name"), **values)
     task.open()
-    return task
+    return task, describe_data(task)
 
 
-def open_task(config: RunConfig) -> Task:
-    """The task of a configuration, opened; the last ones are kept, as arms share them."""
+def open_data(config: RunConfig) -> tuple[Task, dict[str, Any]]:
+    """The task of a configuration, opened, and the record of its data; the last ones are kept, as arms share them."""
     if "name" not in config.task:
         make_task(config).open()  # says what is wrong
     return _opened(json.dumps(config.task, sort_keys=True))
 
 
-def literal(value: Any) -> str:
-    """A value as Hydra's command line writes it."""
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{literal(v)}" for key, v in value.items()) + "}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ",".join(map(literal, value)) + "]"
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str) and not (value and all(c.isalnum() or c in "_-./" for c in value)):
-        return "'" + value.replace("'", "\\'") + "'"
-    return str(value)
+def open_task(config: RunConfig) -> Task:
+    """The task of a configuration, opened; see `open_data`."""
+    return open_data(config)[0]
 
 
 def arm_settings(ablation: Ablation, arm: str) -> list[str]:
@@ -168,7 +162,7 @@ def _cell(ablation: Ablation, arm: str, point: Mapping[str, Any], target: int | 
     config = _compose(settings, arm=arm)
     if not ablation.seeds:
         config = replace(config, seed=0)
-    task = open_task(config)
+    task, data = open_data(config)
     found = None
     try:
         if ablation.match != "off":
@@ -184,7 +178,7 @@ def _cell(ablation: Ablation, arm: str, point: Mapping[str, Any], target: int | 
         check(config, task)
     except ConfigError as error:
         raise ConfigError(f"{error} (in the arm {arm})") from error
-    return Cell(arm, dict(point), settings, config, found), target
+    return Cell(arm, dict(point), settings, config, data, found), target
 
 
 def make_plan(ablation: Ablation) -> Plan:
@@ -194,6 +188,7 @@ def make_plan(ablation: Ablation) -> Plan:
         ConfigError: an arm that cannot be composed or built, naming it.
     """
     code = code_version()
+    _opened.cache_clear()  # data may have changed since the last plan of this process
     cells: list[Cell] = []
     for point in ablation.points():
         target = None
@@ -214,12 +209,14 @@ def make_plan(ablation: Ablation) -> Plan:
 
 def _job(cell: Cell, rate: float, seed: int, code: str) -> Job:
     config = replace(cell.config, seed=seed, optimizer={**cell.config.optimizer, "lr": rate}, resume="auto")
-    identifier = identity(config, code)
+    identifier = identity(config, code, tells(cell.data))
     return Job(cell, rate, seed, config, identifier, Path(config.output_dir) / run_name(config, identifier))
 
 
 def _hash(ablation: Ablation, cells: Sequence[Cell], code: str) -> str:
-    runs = [[cell.arm, identity(cell.config, code), [job.identity for job in cell.jobs]] for cell in cells]
+    runs = [
+        [cell.arm, identity(cell.config, code, tells(cell.data)), [job.identity for job in cell.jobs]] for cell in cells
+    ]
     text = json.dumps([ablation.what(), runs, code], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -233,9 +230,7 @@ def write_plan(plan: Plan) -> None:
     digest = _hash(plan.ablation, plan.cells, plan.code)
     path = plan.folder / PLAN
     if path.exists() and report.read_json(path)["hash"] != digest:
-        raise ConfigError(
-            f"ablation.dir: {plan.folder} holds another ablation, or the same of another version of the code."
-        )
+        raise ConfigError(f"ablation.dir: {plan.folder} holds another ablation{_why_another(plan, path)}.")
     if not path.exists() and plan.folder.exists() and any(plan.folder.iterdir()):
         raise ConfigError(f"ablation.dir: {plan.folder} is not empty and holds no ablation.")
     plan.folder.mkdir(parents=True, exist_ok=True)
@@ -251,6 +246,7 @@ def write_plan(plan: Plan) -> None:
                 "point": cell.point,
                 "settings": cell.settings,
                 "config": cell.config.as_dict(),
+                "data": cell.data,
                 "matched": None if cell.matched is None else asdict(cell.matched),
                 "runs": runs,
             }
@@ -264,6 +260,18 @@ def write_plan(plan: Plan) -> None:
         "cells": cells,
     }
     report.write_json(path, values)
+
+
+def _why_another(plan: Plan, path: Path) -> str:
+    """How a stored plan differs, where arms and settings do not tell."""
+    stored = report.read_json(path)
+    if stored["ablation"] != json.loads(json.dumps(plan.ablation.what(), default=str)):
+        return ""
+    there = {entry["label"]: entry["data"] for entry in stored["cells"]}
+    for cell in plan.cells:
+        if cell.label in there and (found := data_differences(there[cell.label], cell.data)):
+            return f", of other data: {'; '.join(found)} ({cell.label})"
+    return ", of another version of the code" if stored["code"] != plan.code else ", of other settings"
 
 
 def load_plan(folder: Path) -> Plan:
@@ -280,7 +288,8 @@ def load_plan(folder: Path) -> Plan:
         cells = []
         for entry in values["cells"]:
             found = None if entry["matched"] is None else Matched(**entry["matched"])
-            cell = Cell(entry["arm"], entry["point"], entry["settings"], parse(entry["config"]), found)
+            config = parse(entry["config"])
+            cell = Cell(entry["arm"], entry["point"], entry["settings"], config, entry["data"], found)
             cell.jobs = [_job(cell, run["lr"], run["seed"], values["code"]) for run in entry["runs"]]
             cells.append(cell)
         return Plan(make(values["ablation"]), cells, values["code"], folder, values["rates"])

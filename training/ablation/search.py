@@ -23,10 +23,12 @@ from ..cli.compose import compose_config, parse_overrides
 from ..cli.program import program
 from ..config import RunConfig, code_version, identity, model_options, run_name
 from ..cost import count_parameters, measure_activation_bytes, measure_flops
+from ..identity import tells
 from ..loop import DivergedError
+from ..quoting import literal
 from ..run import run
 from .locks import try_lock
-from .plan import QUIET, literal, once, open_task
+from .plan import QUIET, once, open_data
 
 _STUDY = "study.db"
 
@@ -102,7 +104,8 @@ class Objective:
     def __init__(self, search: Search, base: Sequence[str]) -> None:
         self.search, self.base, self.code = search, list(base), code_version()
         first = compose_config([*self.base, *QUIET])
-        self.task, self.output, model = open_task(first), Path(first.output_dir), model_config(first.model)
+        self.task, self.data = open_data(first)
+        self.output, model = Path(first.output_dir), model_config(first.model)
         self.width_key = "dims" if "dims" in model else "dim"
         self.own_width = model[self.width_key]
         self.metric = self.task.metric
@@ -166,11 +169,11 @@ class Objective:
 
     def _run(self, config: RunConfig) -> dict[str, Any]:
         config = replace(config, resume="auto")
-        identifier = identity(config, self.code)
+        identifier = identity(config, self.code, tells(self.data))
         while True:
             with try_lock(self.output / ".locks" / identifier) as mine:
                 if mine:
-                    return run(config, task=self.task, code=self.code, quiet=True)
+                    return run(config, task=self.task, code=self.code, data=self.data, quiet=True)
             time.sleep(2)  # another process trains the same model: its result counts for both
 
 
@@ -198,10 +201,14 @@ def make_study(search: Search, objective: Objective) -> Any:
         storage=storage, sampler=sampler, study_name=search.name, direction=objective.direction, load_if_exists=True
     )
     about = {"mixers": search.mixers, "slots": search.slots, "widths": search.widths, "cost": search.cost}
-    about |= {"limit": search.limit, "base": objective.base}
+    about |= {"limit": search.limit, "base": objective.base, "data": objective.data["sha256"]}
     known = study.user_attrs.get("about")
     if known is not None and known != about:
-        raise ConfigError(f"search.name: {objective.folder} holds another search; give this one another name.")
+        other = [key for key in about if known.get(key) != about[key]]
+        raise ConfigError(
+            f"search.name: {objective.folder} holds another search (other {', '.join(other)}); give this one another "
+            "name."
+        )
     if known is None:
         study.set_user_attr("about", about)
     return study

@@ -11,10 +11,11 @@ from typing import Any
 from ...errors import ConfigError
 from .. import run_folder as report
 from ..config import code_version
+from ..identity import data_differences
 from ..loop import DivergedError
 from ..run import run
 from .locks import try_lock
-from .plan import Cell, Job, Plan, open_task
+from .plan import Cell, Job, Plan, open_data
 
 _POLL = 2.0  # seconds between looks at what other processes hold
 
@@ -137,7 +138,9 @@ def execute(plan: Plan, job: Job) -> dict[str, Any] | None:
     """
     path = status_path(plan.folder, job.identity)
     try:
-        run(job.config, task=open_task(job.config), code=plan.code, quiet=True)
+        task, data = open_data(job.config)
+        check_data(job, data)
+        run(job.config, task=task, code=plan.code, data=data, quiet=True)
     except DivergedError as error:
         problem = {"kind": "diverged", "error": str(error), "trace": ""}
     except ConfigError as error:
@@ -194,6 +197,20 @@ def _take(plan: Plan, job: Job, listener: Listener) -> bool:
         problem = execute(plan, job)
     listener("failed" if problem else "done", job)
     return True
+
+
+def check_data(job: Job, data: dict[str, Any]) -> None:
+    """Refuse a run whose data are no longer those that were planned with: a table is of one set of data.
+
+    Raises:
+        ConfigError: saying what differs.
+    """
+    differences = data_differences(job.cell.data, data)
+    if differences:
+        raise ConfigError(
+            f"task: the data changed since the ablation was started: {'; '.join(differences)}. Start it again for a "
+            "table of the new data."
+        )
 
 
 def check_code(plan: Plan) -> None:

@@ -12,7 +12,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
@@ -23,6 +23,7 @@ from ...mixers import list_mixers, mixer_options
 from ...models import list_models, model_config
 from ...tasks import list_tasks, task_options
 from ..config import CONFIGS, RunConfig, parse
+from ..quoting import argument, quote
 
 GROUPS = ("model", "mixer", "task", "optimizer")
 # Entries of a model that the data decide. A model file gives native values only; what a user says must agree.
@@ -30,6 +31,8 @@ FROM_DATA = ("num_classes", "in_chans", "image_size", "frames", "vocab_size", "s
 
 # The choice of `mixer=` that stands for null, the model's own: Hydra cannot sweep over null. No word that a user says.
 OWN = "_own_"
+# Where values are set aside that are not merged into what is there.
+_REPLACED = "replaced"
 
 
 def _without_file(group: str, names: Iterable[str]) -> list[str]:
@@ -116,9 +119,37 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
         try:
             done += parser.parse_overrides([text])
         except HydraException as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"{text}: this argument cannot be read: {reason}. Quote it as '{text}'?") from error
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise ConfigError(f"{text}: this argument cannot be read: {reason}. {_advice(text)}") from error
     return done
+
+
+def _advice(text: str) -> str:
+    """How an argument that cannot be read is written."""
+    key, _, value = text.partition("=")
+    unpaired = any(value.count(mark) % 2 for mark in "\"'") or value.startswith(("[", "{"))
+    if not unpaired:
+        try:
+            parsed: Any = OverridesParser.create().parse_overrides([f"{key}={quote(value)}"])[0].value()
+        except HydraException:
+            parsed = None
+        if parsed == value:
+            return f"As one text it is written {argument(key, value)}"
+    return "Quotes, brackets and braces come in pairs; a list is written [a,b], a mapping {key:value}."
+
+
+def refuse_several_values(overrides: Sequence[str]) -> None:
+    """Refuse `key=a,b` outside of a sweep, saying what can be meant.
+
+    Raises:
+        ConfigError: such an argument.
+    """
+    for override in parse_overrides(overrides):
+        if override.is_sweep_override():
+            key, _, value = str(override.input_line).partition("=")
+            key = key.lstrip("+")
+            text = "" if key in GROUPS else f", [{value}] is a list, and one text is written {argument(key, value)}"
+            raise ConfigError(f"{key}: {value} are several values: -m runs all of them{text}.")
 
 
 def load_named_plugins(overrides: Sequence[str]) -> None:
@@ -155,13 +186,33 @@ def rewrite(overrides: Sequence[str]) -> list[str]:
         elif override.type == OverrideType.CHANGE and key == "model":
             text = f"model={_model_files(value)}"
         elif override.type == OverrideType.CHANGE and key == "mixer" and value.startswith(("[", "{")):
-            text = f"++model.mixer={value}"
+            text = f"++{_REPLACED}.model.mixer={value}"
         elif override.type == OverrideType.CHANGE and key in GROUPS and value.startswith(("[", "{")):
             raise ConfigError(f"{key}: {value} is not a name; {key}=NAME chooses one, {key}.OPTION=... changes it.")
         elif override.type == OverrideType.CHANGE and "." in key and section in GROUPS and "@" not in key:
-            text = f"++{text}"
+            text = f"++{_REPLACED}.{text}" if _stands_alone(override) else f"++{text}"
         done.append(text)
     return done
+
+
+def _stands_alone(override: Override) -> bool:
+    """Whether a value takes the place of what was there; Hydra merges into it, which cannot turn a mapping into a list,
+    and would leave options of another part."""
+    value: Any = override.value()
+    values = value.list if isinstance(value, ChoiceSweep) else [value]
+    return any(isinstance(v, list) or (isinstance(v, Mapping) and "name" in map(str, v)) for v in values)
+
+
+def put_in_place(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Move the values that `rewrite` set aside to where they belong."""
+    for override in parse_overrides(overrides):
+        key = override.key_or_group
+        if key.startswith(f"{_REPLACED}."):
+            value = OmegaConf.select(config, key)
+            OmegaConf.update(config, key.removeprefix(f"{_REPLACED}."), value, merge=False, force_add=True)
+    if _REPLACED in config:
+        OmegaConf.set_struct(config, False)
+        config.pop(_REPLACED)
 
 
 def _paths(config: Any, prefix: str = "") -> list[str]:
@@ -217,6 +268,7 @@ def finalise(config: DictConfig, choices: Mapping[str, Any], overrides: Sequence
         choices: what was chosen in each group.
         overrides: the rewritten command line.
     """
+    put_in_place(config, overrides)
     try:
         values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
@@ -224,7 +276,7 @@ def finalise(config: DictConfig, choices: Mapping[str, Any], overrides: Sequence
         raise ConfigError(f"{key}: needed; say {key}=...") from error
     except OmegaConfBaseException as error:
         raise ConfigError(" ".join(str(error).split())) from error
-    said = {override.key_or_group for override in parse_overrides(overrides)}
+    said = {override.key_or_group.removeprefix(f"{_REPLACED}.") for override in parse_overrides(overrides)}
     for key in FROM_DATA:
         if f"model.{key}" not in said and isinstance(values.get("model"), dict):
             values["model"].pop(key, None)
@@ -251,17 +303,28 @@ def compose_config(overrides: Sequence[str] = ()) -> RunConfig:
     return compose_rewritten(rewritten)
 
 
-def compose_rewritten(overrides: Sequence[str]) -> RunConfig:
-    """As `compose_config`, for what `rewrite` gave."""
+def composed(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, Any]]:
+    """What Hydra composes of what `rewrite` gave, without its own part, and the choices in its groups.
+
+    Raises:
+        ConfigError: Hydra refuses it, or there are several values.
+    """
+    refuse_several_values(overrides)
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            composed = compose("train", overrides=list(overrides), return_hydra_config=True)
-            choices = dict(composed.hydra.runtime.choices)
-            OmegaConf.set_struct(composed, False)
-            composed.pop("hydra")
+            config = compose("train", overrides=list(overrides), return_hydra_config=True)
+            choices = dict(config.hydra.runtime.choices)
+            OmegaConf.set_struct(config, False)
+            config.pop("hydra")
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise _explain(error, overrides) from error
-    return finalise(composed, choices, overrides)
+    return config, choices
+
+
+def compose_rewritten(overrides: Sequence[str]) -> RunConfig:
+    """As `compose_config`, for what `rewrite` gave."""
+    config, choices = composed(overrides)
+    return finalise(config, choices, overrides)
 
 
 def sweep_jobs(overrides: Sequence[str]) -> list[list[str]] | None:

@@ -26,9 +26,11 @@ def _resume_path(overrides: Sequence[str]) -> str | None:
     Raises:
         ConfigError: other settings beside it; a continued run keeps its own.
     """
+    from .compose import parse_overrides
+
     given = [text for text in overrides if text.startswith("resume=")]
-    value = given[-1].partition("=")[2].strip("'\"") if given else "null"
-    if value in ("null", "auto", ""):
+    value = parse_overrides(given[-1:])[0].value() if given else None
+    if value in (None, "auto", ""):
         return None
     others = [text for text in overrides if not text.startswith(("resume=", "progress=", "tracker="))]
     if others:
@@ -36,7 +38,7 @@ def _resume_path(overrides: Sequence[str]) -> str | None:
             f"resume: a continued run keeps its own configuration; leave out {', '.join(others)}. "
             "(resume=auto takes the whole command line of the run instead.)"
         )
-    return value
+    return str(value)
 
 
 def _resumed(folder: str, overrides: Sequence[str]) -> Any:
@@ -57,7 +59,7 @@ def _resumed(folder: str, overrides: Sequence[str]) -> Any:
 
 def _sweep(overrides: Sequence[str]) -> None:
     """Refuse a sweep before it starts if any of its runs would be refused."""
-    from ..run import check
+    from ..prepare import check
     from .compose import compose_rewritten, sweep_jobs
 
     for job in sweep_jobs(overrides) or ():
@@ -65,6 +67,37 @@ def _sweep(overrides: Sequence[str]) -> None:
             check(compose_rewritten(job))
         except ConfigError as error:
             raise ConfigError(f"{error} (in the run {' '.join(job) or 'of the defaults'})") from error
+
+
+def _show(arguments: Sequence[str]) -> int:
+    """What Hydra shows of a configuration; `--cfg job` is that of the run, or of every run of a sweep."""
+    from omegaconf import OmegaConf
+
+    from .compose import composed, put_in_place, register_groups, rewrite, sweep_jobs
+
+    joined = " ".join(arguments).replace("--cfg=", "--cfg ").replace("-c=", "--cfg ")
+    wants = "--cfg job" in joined or "-c job" in joined
+    overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
+    rest = [a for a in arguments if a not in overrides]
+    for text in overrides:
+        if text.startswith(("ablation=", "ablation.", "search.")):
+            raise ConfigError(f"{text}: --cfg and the like show the configuration of runs; leave this out.")
+    rewritten = rewrite(overrides)
+    register_groups(rewritten)
+    sweep = "-m" in rest or "--multirun" in rest
+    jobs = (sweep_jobs(rewritten) if sweep else None) or [rewritten]
+    if not wants:
+        if not sweep:
+            composed(rewritten)  # what is wrong is said our way
+        _hydra([a for a in rest if a not in ("-m", "--multirun")] + (jobs[0] if sweep else rewritten), [])
+        return 0
+    for job in jobs:
+        config, _ = composed(job)
+        put_in_place(config, job)
+        if len(jobs) > 1:
+            print(f"# {' '.join(job)}")
+        print(OmegaConf.to_yaml(config, resolve="--resolve" in rest))
+    return 0
 
 
 def _start(arguments: Sequence[str]) -> int:
@@ -78,9 +111,7 @@ def _start(arguments: Sequence[str]) -> int:
         print_help(overrides)
         return 0
     if any(flag.split("=")[0] in _HYDRA_FLAGS for flag in flags):
-        register_groups(overrides)
-        _hydra(list(arguments), [])
-        return 0
+        return _show(arguments)
     for flag in flags:
         if flag not in ("-m", "--multirun"):
             raise ConfigError(
@@ -146,6 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: without the program's name; by default those of the process.
     """
     from ..loop import Interrupted
+    from ..quoting import argument
 
     try:
         code = _start(sys.argv[1:] if arguments is None else arguments)
@@ -154,12 +186,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = 2
     except Interrupted as stop:
         given = sys.argv[1:] if arguments is None else arguments
-        again = (
-            "the same command"
-            if any(a in ("-m", "--multirun") or a.startswith(("ablation", "search.")) for a in given)
-            else f"resume={stop.folder}"
-        )
-        again = again if " " in again else f"{program()} {again}"
+        whole = any(a in ("-m", "--multirun") or a.startswith(("ablation", "search.")) for a in given)
+        again = "the same command" if whole else f"{program()} {argument('resume', stop.folder)}"
         print(f"stopped at step {stop.step} and saved. Continue with: {again}", file=sys.stderr)
         code = 128 + stop.number
     except KeyboardInterrupt:

@@ -25,6 +25,7 @@ from mixerzoo.training.ablation.work import Board, lock_path, status_path
 from mixerzoo.training.cli.compose import compose_config
 from mixerzoo.training.cli.main import main
 from mixerzoo.training.config import CONFIGS, PACKAGE, RunConfig, TrainConfig, identity
+from mixerzoo.training.identity import tells
 
 TINY = ["model.dims=[8,16]", "train.batch_size=128", "train.max_steps=2", "train.device=cpu", "ablation.costs=false"]
 
@@ -105,7 +106,7 @@ def test_the_command_of_an_arm_repeats_its_run(tmp_path):
         job = cell.jobs[1]
         words = shlex.split(cell.command(job.lr, job.seed))
         assert words[:2] == ["python", "train.py"]
-        assert identity(compose_config(words[2:]), plan.code) == job.identity
+        assert identity(compose_config(words[2:]), plan.code, tells(cell.data)) == job.identity
     write_plan(plan)
     again = load_plan(plan.folder)
     assert [job.identity for job in again.jobs()] == [job.identity for job in plan.jobs()]
@@ -196,7 +197,9 @@ def test_two_ablations_share_runs_and_losing_rates_are_not_run_for_all_seeds(tmp
     done = []
     original = work.run
     monkeypatch.setattr(
-        work, "run", lambda config, **k: (done.append(identity(config, k["code"])), original(config, **k))[1]
+        work,
+        "run",
+        lambda config, **k: (done.append(identity(config, k["code"], tells(k["data"]))), original(config, **k))[1],
     )
     results = ablate(digits(tmp_path, "mixer=attention,pooling", "seed=0,1"), progress=False)
     assert [cell["status"] for cell in results["cells"]] == ["done", "done"]

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from ... import run_folder as report
+from ...identity import data_differences
 from ..plan import Cell, Job, Plan, open_task
 from ..work import best_rate, failure, rates_of
 from .statistics import ENOUGH_SEEDS, holm, paired_p, summarise
@@ -237,6 +238,14 @@ def _warnings(plan: Plan, cells: Sequence[Mapping[str, Any]]) -> list[str]:
             f"The best learning rate is the first or last of the grid for {', '.join(edge)}: "
             "a wider grid may do better."
         )
+    for point in plan.ablation.points():
+        here = [cell for cell in plan.cells if cell.point == point]
+        other = [cell for cell in here if data_differences(here[0].data, cell.data)]
+        if other:
+            found.append(
+                f"Not of one set of data: {', '.join(cell.label for cell in other)}, and {here[0].label}: "
+                f"{'; '.join(data_differences(here[0].data, other[0].data))}."
+            )
     seeds = len(plan.ablation.seeds)
     if 0 < seeds < ENOUGH_SEEDS and len(cells) > 1:
         found.append(

@@ -10,6 +10,7 @@ from typing import Any
 from ....errors import ConfigError, unknown
 from ... import run_folder as report
 from ...config import NOT_IDENTITY, RunConfig, parse
+from ...identity import data_differences
 from ..plan import PLAN, Cell, Job, Plan
 from ..preset import Ablation
 
@@ -58,6 +59,19 @@ def _names(configs: Sequence[RunConfig]) -> list[str]:
     return [n if done.count(n) == 1 else f"{n} #{done[:i].count(n) + 1}" for i, n in enumerate(done)]
 
 
+def _refuse_other_data(runs: Sequence[tuple[Path, RunConfig, dict[str, Any]]]) -> None:
+    """Refuse runs of one task whose data changed between them."""
+    first: dict[str, tuple[Path, dict[str, Any]]] = {}
+    for folder, config, summary in runs:
+        there, data = first.setdefault(json.dumps(config.task, sort_keys=True), (folder, summary["data"]))
+        differences = data_differences(data, summary["data"])
+        if differences:
+            raise ConfigError(
+                f"the runs are of different data: {there} (there) and {folder} (here): {'; '.join(differences)}. They "
+                "cannot share a table."
+            )
+
+
 def plan_of(folders: Sequence[Path], *, reference: str | None = None, title: str = "", out: Path) -> Plan:
     """A plan that holds exactly the runs in some folders. Runs that differ only in seed and learning rate are one arm.
 
@@ -68,7 +82,7 @@ def plan_of(folders: Sequence[Path], *, reference: str | None = None, title: str
         out: where the report goes.
 
     Raises:
-        ConfigError: no runs, several metrics, or an unknown reference.
+        ConfigError: no runs, several metrics, data that changed between runs, or an unknown reference.
     """
     runs = find_runs(folders)
     groups: dict[str, list[tuple[Path, RunConfig, dict[str, Any]]]] = {}
@@ -78,12 +92,15 @@ def plan_of(folders: Sequence[Path], *, reference: str | None = None, title: str
     metrics = {summary["metric"] for members in groups.values() for _, _, summary in members}
     if len(metrics) > 1:
         raise ConfigError(f"the runs have several metrics, {', '.join(sorted(metrics))}: they cannot share a table.")
+    _refuse_other_data([run for members in groups.values() for run in members])
     names = _names([members[0][1] for members in groups.values()])
     if reference is not None and reference not in names:
         raise unknown("--reference", reference, names)
     cells = []
     for name, members in zip(names, groups.values(), strict=True):
-        cell = Cell(name, {}, [], members[0][1], recorded=members[0][2]["environment"].get("command", ""))
+        cell = Cell(
+            name, {}, [], members[0][1], members[0][2]["data"], recorded=members[0][2]["environment"].get("command", "")
+        )
         for folder, config, summary in members:
             cell.jobs.append(Job(cell, config.optimizer["lr"], config.seed, config, summary["identity"], folder))
         cells.append(cell)
