@@ -73,8 +73,6 @@ def register_op(
     wrt: str = "",
     plain: Callable[..., Any] | None = None,
     flops: Callable[..., int] | None = None,
-    save: Callable[..., None] | None = None,
-    backward: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
     """Make `implementation` the custom operator `mixerzoo::<name>`.
 
@@ -106,8 +104,6 @@ def register_op(
     if gradient is not None:
         formula = _Gradient(parameters, outputs.split(), gradient, wrt.split(), plain)
         op.register_autograd(formula.backward, setup_context=formula.save)
-    if backward is not None:
-        op.register_autograd(backward, setup_context=save)
     if flops is not None:
         from torch.utils.flop_counter import register_flop_formula
 
