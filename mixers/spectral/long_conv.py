@@ -132,7 +132,7 @@ class HyenaFilter(nn.Module):
 
     def __init__(self, dim: int, l_max: int, order: int, emb_dim: int, inner: int, frequency: float) -> None:
         super().__init__()
-        self.z = nn.Parameter(position_features(l_max, emb_dim))
+        self.z = nn.Parameter(position_features(l_max, emb_dim, torch.empty(0).device))
         widths = [emb_dim, *[order] * (inner + 1)]
         self.layers: Any = nn.ModuleList(FullPrecisionLinear(a, b) for a, b in itertools.pairwise(widths))
         self.last = FullPrecisionLinear(order, dim, bias=False)

@@ -285,6 +285,14 @@ class Language(nn.Module):
         Returns:
             The head's output for the last real token of every row, (B, V) or (B, C), and the state after it.
         """
+        x, state = self.read(input_ids, mask=mask, state=state)
+        last = x[:, -1] if mask is None else x[torch.arange(x.shape[0], device=x.device), last_index(mask)]
+        return self._token_head(last), state
+
+    def read(
+        self, input_ids: Tensor, *, mask: Tensor | None = None, state: LanguageState | None = None
+    ) -> tuple[Tensor, LanguageState]:
+        """As `prefill`, with the last block's output of every token (B, N, C), before the last norm and the head."""
         self.check_ids(input_ids, mask, None)
         if state is None:
             state = self.init_state(input_ids.shape[0])
@@ -294,11 +302,10 @@ class Language(nn.Module):
         x = embeddings = self._embed(input_ids, self._positions(mask, None, input_ids, state.length[:, None]))
         layers = []
         for block, layer in zip(self.blocks, before, strict=True):
-            x, after = block.prefill(x, mask=mask, state=layer, embeddings=embeddings, token_ids=input_ids)
+            x, after = block(x, mask=mask, state=layer, embeddings=embeddings, token_ids=input_ids, stream="prefill")
             layers.append(after)
         added = input_ids.shape[1] if mask is None else mask.sum(1)
-        last = x[:, -1] if mask is None else x[torch.arange(x.shape[0], device=x.device), last_index(mask)]
-        return self._token_head(last), LanguageState(tuple(layers), state.length + added)
+        return x, LanguageState(tuple(layers), state.length + added)
 
     def step(self, token: Tensor, state: LanguageState) -> tuple[Tensor, LanguageState]:
         """One more token (B,) for every row; returns the head's output (B, V) or (B, C), and the state after it."""
@@ -313,7 +320,7 @@ class Language(nn.Module):
         x = embeddings = self._embed(token, positions)
         layers = []
         for block, layer in zip(self.blocks, state.layers, strict=True):
-            x, after = block.step(x, layer, embeddings=embeddings, token_ids=token)
+            x, after = block(x, state=layer, embeddings=embeddings, token_ids=token, stream="step")
             layers.append(after)
         return self._token_head(x), LanguageState(tuple(layers), state.length + 1)
 

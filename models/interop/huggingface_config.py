@@ -34,6 +34,15 @@ class MixerZooConfig(PretrainedConfig):
         return self._entry("dim")
 
     @property
+    def num_labels(self) -> Any:
+        """Classes."""
+        return self._entry("num_classes") or 0
+
+    @num_labels.setter
+    def num_labels(self, value: int) -> None:
+        """transformers sets its own default of 2, which is not the model's."""
+
+    @property
     def num_hidden_layers(self) -> Any:
         """Blocks."""
         return self._entry("depth")

@@ -73,30 +73,22 @@ class LanguageBlock(MetaFormerBlock):
         document_ids: Tensor | None = None,
         embeddings: Tensor | None = None,
         token_ids: Tensor | None = None,
-    ) -> Tensor:
-        extra = self._extra(embeddings, token_ids)
-        if document_ids is not None:
-            extra["document_ids"] = document_ids
-        mixed = self.mixer(self._before(x), mask=mask, **extra)
-        return self._finish(x, mixed, mask=mask, document_ids=document_ids)
-
-    def prefill(
-        self,
-        x: Tensor,
-        *,
-        mask: Tensor | None = None,
+        stream: Literal["prefill", "step"] | None = None,
         state: Any = None,
-        embeddings: Tensor | None = None,
-        token_ids: Tensor | None = None,
-    ) -> tuple[Tensor, Any]:
-        """See `Mixer.prefill`."""
-        extra = self._extra(embeddings, token_ids)
-        mixed, state = self.mixer.prefill(self._before(x), mask=mask, state=state, **extra)
-        return self._finish(x, mixed, mask=mask), state
+    ) -> Any:
+        """Whole sequences `(B, N, C)` to the same shape.
 
-    def step(
-        self, x_t: Tensor, state: Any, *, embeddings: Tensor | None = None, token_ids: Tensor | None = None
-    ) -> tuple[Tensor, Any]:
-        """See `Mixer.step`."""
-        mixed, state = self.mixer.step(self._before(x_t), state, **self._extra(embeddings, token_ids))
-        return self._finish(x_t, mixed), state
+        With `stream` the block decodes, by its mixer's method of that name, and gives the state after it, too. Both
+        ways are calls of the module, so that hooks see them.
+        """
+        extra = self._extra(embeddings, token_ids)
+        if stream == "step":
+            mixed, state = self.mixer.step(self._before(x), state, **extra)
+        elif stream == "prefill":
+            mixed, state = self.mixer.prefill(self._before(x), mask=mask, state=state, **extra)
+        else:
+            if document_ids is not None:
+                extra["document_ids"] = document_ids
+            mixed = self.mixer(self._before(x), mask=mask, **extra)
+            return self._finish(x, mixed, mask=mask, document_ids=document_ids)
+        return self._finish(x, mixed, mask=mask if stream == "prefill" else None), state
