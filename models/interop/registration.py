@@ -40,15 +40,16 @@ def _models() -> None:
     register()
 
 
-before_import("transformers", keep_kernels_apart)
-after_import("timm.models", _timm, not_during=[f"{OURS}.timm_registry"])
-after_import(
-    f"{AUTO}.configuration_auto",
-    _configuration,
-    not_during=["transformers.configuration_utils", f"{OURS}.huggingface_config"],
-)
-after_import(
-    f"{AUTO}.modeling_auto",
-    _models,
-    not_during=["transformers.modeling_utils", "transformers.generation.utils", f"{OURS}.huggingface"],
-)
+if OURS.startswith("mixerzoo."):  # not a second import of the checkout under its folder's name, as pytest does
+    before_import("transformers", keep_kernels_apart)
+    after_import("timm.models", _timm, not_during=[f"{OURS}.timm_registry"])
+    after_import(
+        f"{AUTO}.configuration_auto",
+        _configuration,
+        not_during=["transformers.configuration_utils", f"{OURS}.huggingface_config"],
+    )
+    after_import(
+        f"{AUTO}.modeling_auto",
+        _models,
+        not_during=["transformers.modeling_utils", "transformers.generation.utils", f"{OURS}.huggingface"],
+    )

@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from mixerzoo import ConfigError, create_model, list_models
+from mixerzoo.mixers import Mixer
 from mixerzoo.models import build_model, model_config, save_model
 from mixerzoo.models.create import on_meta
 from mixerzoo.models.registry import apply_overrides
@@ -150,6 +151,89 @@ def test_in_timms_registry(name: str) -> None:
 
 def test_timm_lists_our_models() -> None:
     assert "mixerzoo_caformer_s18" in timm.list_models("mixerzoo_*")
+
+
+VISION = [name.removeprefix("mixerzoo_") for name in timm.list_models("mixerzoo_*")]
+DATA = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
+
+
+@pytest.mark.parametrize("name", [n for n in VISION if timm.is_model(n) or timm.is_model(f"{n}_224")])
+def test_images_are_prepared_as_timm_does(name: str) -> None:
+    """Architectures that timm has, too: the same weights want the same images."""
+    theirs = timm.models.get_pretrained_cfg(name if timm.is_model(name) else f"{name}_224")
+    ours = timm.models.get_pretrained_cfg(f"mixerzoo_{name}")
+    assert {k: getattr(ours, k) for k in DATA} == {k: getattr(theirs, k) for k in DATA}
+    assert ours.input_size == theirs.input_size
+    assert not ours.has_weights
+
+
+def test_thirty_architectures_are_timms_too() -> None:
+    assert sum(timm.is_model(n) or timm.is_model(f"{n}_224") for n in VISION) >= 30
+
+
+@pytest.mark.parametrize("name", VISION)
+def test_cfg_of_every_model(name: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(f"mixerzoo_{name}")
+    cfg, keys = model.default_cfg, set(model.state_dict())
+    config = model_config(name)
+    size = config.get("image_size", 224)
+    frames = () if model.config.frames is None else (model.config.frames,)
+    assert cfg["input_size"] == (model.in_chans, *frames, *((size, size) if isinstance(size, int) else size))
+    assert len(cfg["mean"]) == len(cfg["std"]) == model.in_chans
+    assert cfg["num_classes"] == model.num_classes
+    if model.num_classes and hasattr(model.head, "fc"):
+        assert f"{cfg['classifier']}.weight" in keys
+    if cfg["first_conv"] is not None:
+        layer = model.get_submodule(cfg["first_conv"])
+        assert layer.weight.shape[1] == model.in_chans
+    else:
+        assert name.startswith("raftmlp")  # its patches of several sizes are weights of one module
+    last = model.feature_info[-1]["reduction"]
+    assert cfg["pool_size"] == tuple(-(-s // last) for s in cfg["input_size"][-2:])
+    assert cfg["fixed_input_size"] == any(type(m).needs_grid for m in model.modules() if isinstance(m, Mixer))
+
+
+def test_options_of_cfg_are_honoured(tmp_path: Path) -> None:
+    overlay = {"mean": (0.1, 0.2, 0.3), "crop_pct": 0.5, "input_size": (3, 96, 96)}
+    model = timm.create_model("mixerzoo_poolformer_s12", pretrained_cfg_overlay=overlay)
+    data = timm.data.resolve_data_config({}, model=model)
+    assert (data["mean"], data["crop_pct"], data["input_size"]) == ((0.1, 0.2, 0.3), 0.5, (3, 96, 96))
+    assert data["std"] == (0.229, 0.224, 0.225)
+    grey = timm.create_model("mixerzoo_poolformer_s12", in_chans=1, num_classes=3)
+    data = timm.data.resolve_data_config({}, model=grey)
+    assert data["input_size"] == (1, 224, 224)
+    assert data["mean"] == (pytest.approx((0.485 + 0.456 + 0.406) / 3),)
+    with pytest.raises(TypeError, match="not_an_option"):
+        timm.create_model("mixerzoo_poolformer_s12", not_an_option=1)
+    # weights of timm by timm's way of naming a file
+    theirs = randomise(timm.create_model("poolformer_s12"))
+    save_file(theirs.state_dict(), tmp_path / "timm.safetensors")
+    ours = timm.create_model(
+        "mixerzoo_poolformer_s12", pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "timm.safetensors")}
+    ).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
+
+
+def test_models_saved_by_timm_come_back(tmp_path: Path) -> None:
+    model = randomise(timm.create_model("mixerzoo_metaformer_digits", num_classes=4))
+    timm.models.save_for_hf(model, tmp_path)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    x = torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(again(x), model(x))
+
+
+@pytest.mark.parametrize("kind", [None, "getter"])
+def test_wrappers_of_features_keep_the_cfg(kind: str | None) -> None:
+    options = {} if kind is None else {"feature_cls": kind}
+    model = timm.create_model("mixerzoo_caformer_s18", features_only=True, out_indices=(1, 3), **options).eval()
+    assert model.default_cfg["first_conv"] == "stem.conv"
+    assert model.default_cfg["input_size"] == (3, 224, 224)
+    assert [m.shape[1] for m in model(torch.randn(1, 3, 64, 64))] == model.feature_info.channels() == [128, 512]
+    with pytest.raises(ConfigError, match="feature_cls"):
+        timm.create_model("mixerzoo_caformer_s18", features_only=True, feature_cls="list")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
