@@ -164,9 +164,8 @@ def measure(job: Job, device: str, *, rehearse: bool = False) -> dict[str, Any]:
         row["failed"] = f"{type(failure).__name__}: {str(failure).strip()[:200]}".splitlines()[0]
     gpu = next((name for name in GPUS if device == "cuda" and name in torch.cuda.get_device_name()), None)
     if gpu is not None:
-        label = f"{job.op} with backward" if job.backward else f"{job.op} forward" if case.gradients else job.op
-        cost = next(c for c in case.costs() if (c.label, c.size) == (label, job.size))
-        row["floor_ms"], row["bound"] = 1e3 * cost.floor(gpu)[0], cost.floor(gpu)[1]
+        seconds, row["bound"] = case.cost(job.size, case.models[job.size], job.backward).floor(gpu)
+        row["floor_ms"] = 1e3 * seconds
     return row
 
 

@@ -132,7 +132,8 @@ class Report:
         return "\n".join(lines)
 
 
-def _cuda_resources(cubin: Path) -> tuple[int | None, int | None]:
+def cuda_resources(cubin: Path) -> tuple[int | None, int | None]:
+    """Registers of a thread, and bytes of it that are in memory."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -202,7 +203,7 @@ def build(arch: str, cases: dict[str, Call], *, default_only: bool = False) -> R
         seen.add((src.name, metadata["hash"]))
         if ".cubin" in files:
             code = files[".ptx"].read_text()
-            registers, spilled = _cuda_resources(files[".cubin"])
+            registers, spilled = cuda_resources(files[".cubin"])
             loops = _cuda_loops(files[".cubin"])
             shuffles, barriers = loops.get("SHFL", 0), loops.get("BAR", 0)
         else:

@@ -1,7 +1,8 @@
-"""Write the tables of `docs/kernels.md`: `python -m mixerzoo.tools.kernel_docs [--roofline]`.
+"""Write the tables of `docs/kernels.md`: `python -m mixerzoo.tools.kernel_docs [--roofline | --prediction]`.
 
 The traffic table is measured anew in Triton's interpreter (about two minutes); `--roofline` rewrites only the table of
-costs, which is arithmetic. Both write `kernels/__init__.pyi`, the public names of all ops for type checkers.
+costs, which is arithmetic, `--prediction` only what `tools.predict` says (minutes). All of them write
+`kernels/__init__.pyi`, the public names of all ops for type checkers.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from ..kernels.common import public
 from ..kernels.common.costs import GPUS
 from ..kernels.common.discovery import find_cases, find_rooflines
+from .predict import prediction_table
 from .traffic import DOCUMENT, measure, run_interpreted
 
 STUB = Path(public.__file__).parents[1] / "__init__.pyi"
@@ -61,10 +63,16 @@ def replaced(text: str, section: str, table: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m mixerzoo.tools.kernel_docs", description="Rewrite kernels.md.")
-    parser.add_argument("--roofline", action="store_true", help="only the table of costs")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--roofline", action="store_true", help="only the table of costs")
+    only.add_argument("--prediction", action="store_true", help="only the table of predicted times")
     options = parser.parse_args(arguments)
-    text = replaced(DOCUMENT.read_text(), "roofline", roofline_table())
-    if not options.roofline:
+    text = DOCUMENT.read_text()
+    if options.prediction:
+        text = replaced(text, "prediction", prediction_table())
+    else:
+        text = replaced(text, "roofline", roofline_table())
+    if not options.roofline and not options.prediction:
         text = replaced(text, "traffic", traffic_table())
     DOCUMENT.write_text(text)
     STUB.write_text(public.stub())

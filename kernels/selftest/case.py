@@ -150,16 +150,17 @@ class Case:
 
     def costs(self) -> list[Cost]:
         """Compulsory costs at the sizes of models, in bfloat16: forward, and forward with backward."""
-        found = []
-        for size, dims in self.models.items():
-            inputs = self.inputs(Draw("meta"), **dims)
-            outputs = [inputs[name] for name in self.like]
-            both = nbytes(*tensors(inputs), *outputs)
-            for backward in (False, True)[: 1 + self.gradients]:
-                label = f"{self.name}{' with backward' if backward else ' forward' if self.gradients else ''}"
-                again = nbytes(*(x for x in tensors(inputs) if is_float(x)), *outputs) if backward else 0
-                found.append(Cost(label, size, both + again, *self.flops(backward, **dims)))
-        return found
+        passes = (False, True)[: 1 + self.gradients]
+        return [self.cost(size, dims, backward) for size, dims in self.models.items() for backward in passes]
+
+    def cost(self, size: str, dims: Mapping[str, Any], backward: bool) -> Cost:
+        """Compulsory costs at some dims, which `size` describes."""
+        inputs = self.inputs(Draw("meta"), **dims)
+        outputs = [inputs[name] for name in self.like]
+        label = f"{self.name}{' with backward' if backward else ' forward' if self.gradients else ''}"
+        once = nbytes(*tensors(inputs), *outputs)
+        again = nbytes(*(x for x in tensors(inputs) if is_float(x)), *outputs) if backward else 0
+        return Cost(label, size, once + again, *self.flops(backward, **dims))
 
 
 def tensors(inputs: Inputs) -> list[Tensor]:
