@@ -66,10 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--roofline", action="store_true", help="only the table of costs")
     only.add_argument("--prediction", action="store_true", help="only the table of predicted times")
+    parser.add_argument("--quick", action="store_true", help="predict no times, which takes Triton's interpreter long")
     options = parser.parse_args(arguments)
     text = DOCUMENT.read_text()
     if options.prediction:
-        text = replaced(text, "prediction", prediction_table())
+        text = replaced(text, "prediction", prediction_table(quick=options.quick))
     else:
         text = replaced(text, "roofline", roofline_table())
     if not options.roofline and not options.prediction:

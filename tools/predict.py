@@ -9,7 +9,8 @@ programs, and two microseconds for the launch itself. Reductions, shuffles and w
 costs as much as a number: a prediction to be held against a measurement, not a measurement.
 
 Prints the table of `docs/kernels.md` (`kernel_docs --prediction` writes it): a row for an op, pass and batch, with the
-launch that takes longest. A grid that leaves multiprocessors idle is flagged.
+launch that takes longest. A grid that leaves multiprocessors idle is flagged. `--quick` leaves the interpreter and the
+times out, and shows the launch of the fewest programs.
 """
 
 from __future__ import annotations
@@ -248,17 +249,17 @@ def interpret_calls(only: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
 # -- the table
 
 
-def predict(only: Sequence[str] = ()) -> dict[str, list[Launch]]:
-    """The launches of every call, by "op|size|batch|backward"."""
+def predict(only: Sequence[str] = (), *, quick: bool = False) -> dict[str, list[Launch]]:
+    """The launches of every call, by "op|size|batch|backward"; `quick`: without what a program computes."""
     halves = []
-    for half, interpret in (("compile", "0"), ("interpret", "1")):
+    for half, interpret in (("compile", "0"), ("interpret", "1"))[: 1 if quick else 2]:
         command = [sys.executable, "-m", "mixerzoo.tools.predict", "--half", half, *["--only", *only] * bool(only)]
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TRITON_INTERPRET": interpret})
         if done.returncode:
             raise RuntimeError(f"the process that should {half} ended with {done.returncode}: {done.stderr[-2000:]}")
         halves.append(json.loads(done.stdout.splitlines()[-1]))
     return {
-        key: [Launch(**{**a, **b}) for a, b in zip(launches, halves[1][key], strict=True)]
+        key: [Launch(**{**a, **b}) for a, b in zip(launches, launches if quick else halves[1][key], strict=True)]
         for key, launches in halves[0].items()
     }
 
@@ -267,19 +268,19 @@ def _time(seconds: float) -> str:
     return f"{seconds * 1e6:.3g} µs" if seconds < 1e-3 else f"{seconds * 1e3:.3g} ms"
 
 
-def prediction_table(only: Sequence[str] = ()) -> str:
-    """A row for every op, size, pass and batch."""
+def prediction_table(only: Sequence[str] = (), *, quick: bool = False) -> str:
+    """A row for every op, size, pass and batch; `quick`: no times, and the launch of the fewest programs."""
     lines = [
-        "| op | size | batch | launches | longest launch | programs | idle of 132 | resident x warps | KB under way "
+        "| op | size | batch | launches | launch | programs | idle of 132 | resident x warps | KB under way "
         "| widest load | matrix | predicted (what binds) | by floor |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     cases = find_ops(only)
-    for key, launches in predict(only).items():
+    for key, launches in predict(only, quick=quick).items():
         op, size, batch, backward = key.split("|")
         case = cases[op]
         cost = case.cost(size, {**case.models[size], "B": int(batch)}, backward == "1")
-        longest = max(launches, key=lambda launch: launch.seconds[0])
+        longest = max(launches, key=lambda launch: -launch.programs if quick else launch.seconds[0])
         floor, floor_binds = cost.floor("H100")
         total = max(sum(launch.seconds[0] for launch in launches), floor + LAUNCH * len(launches))
         binds = longest.seconds[1] if total > floor + LAUNCH * len(launches) else floor_binds
@@ -288,7 +289,7 @@ def prediction_table(only: Sequence[str] = ()) -> str:
             f"| {cost.label} | {size.split(':')[0]} | {batch} | {len(launches)} | `{longest.kernel.strip('_')}` "
             f"| {longest.programs:,} | {f'**{idle}**' if idle else 0} | {longest.resident} x {longest.warps} "
             f"| {longest.under_way / 1e3:.0f} | {longest.vector} | {longest.matrix} "
-            f"| {_time(total)} ({binds}) | {total / floor:.1f} |"
+            f"| {'-' if quick else f'{_time(total)} ({binds})'} | {'-' if quick else f'{total / floor:.1f}'} |"
         )
     return "\n".join(lines)
 
@@ -297,6 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m mixerzoo.tools.predict", description="Predict times on an H100.")
     parser.add_argument("--only", nargs="+", default=[], metavar="OP")
+    parser.add_argument("--quick", action="store_true", help="what the compiler tells alone: no times")
     parser.add_argument("--half", choices=("compile", "interpret"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     try:
@@ -308,7 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         half = compile_calls if options.half == "compile" else interpret_calls
         print("\n" + json.dumps(half(options.only)))
     else:
-        print(prediction_table(options.only))
+        print(prediction_table(options.only, quick=options.quick))
     return 0
 
 

@@ -60,6 +60,7 @@ def test_the_documentation_has_every_op():
         assert len(rows) == 2 * len(case.models), name
 
 
+@pytest.mark.slow
 def test_both_processes_see_the_same_launches():
     found = predict(["shift"])
     (size,) = find_ops(["shift"])["shift"].models
