@@ -18,7 +18,11 @@ def keep_kernels_apart() -> None:
     The folder can be imported as `kernels` when the repository is the current directory, where Python looks first.
     """
     spec = None if "kernels" in sys.modules else importlib.util.find_spec("kernels")
-    if spec is not None and spec.origin and Path(spec.origin).resolve().parent == Path(__file__).parents[2] / "kernels":
+    if (
+        spec is not None
+        and spec.origin
+        and Path(spec.origin).resolve().parent == Path(__file__).resolve().parents[2] / "kernels"
+    ):
         sys.modules["kernels"] = None  # type: ignore[assignment] - the documented way to say "not there"
 
 
