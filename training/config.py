@@ -15,7 +15,7 @@ from .. import plugins
 from ..errors import ConfigError, unknown
 from ..models import list_models, model_config
 from ..models.registry import backbone_class
-from ..schema import build_dataclass, keyword_options
+from ..schema import Seed, build_dataclass, keyword_options
 from .schedules import SCHEDULES
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -49,6 +49,7 @@ class TrainConfig:
         grad_checkpointing: recompute blocks in backward to save memory.
         device: "auto" or "cpu".
         workers: processes that load data; 0 loads in the main process.
+        memory_check: refuse a model whose parameters alone exceed the machine's memory.
     """
 
     epochs: int
@@ -69,6 +70,7 @@ class TrainConfig:
     grad_checkpointing: bool
     device: Literal["auto", "cpu"]
     workers: int
+    memory_check: bool = True
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "eval_batch_size", "eval_every"):
@@ -120,7 +122,7 @@ class RunConfig:
     task: dict[str, Any]
     optimizer: dict[str, Any]
     train: TrainConfig
-    seed: int
+    seed: Seed
     checkpoint: str | None
     output_dir: str
     run_dir: str | None

@@ -32,7 +32,8 @@ def make_task(config: RunConfig) -> Task:
 def make_model(config: RunConfig, task: Task) -> nn.Module:
     """The model of a configuration for an opened task, with weights that depend on the seed alone."""
     seed_globally(config.seed, "weights")
-    model = create_model(config.model, checkpoint=config.checkpoint, **model_options(config, task.model_kwargs()))
+    options = model_options(config, task.model_kwargs())
+    model = create_model(config.model, checkpoint=config.checkpoint, memory_check=config.train.memory_check, **options)
     if config.train.grad_checkpointing:
         enable = getattr(model, "set_grad_checkpointing", None)
         if enable is None:

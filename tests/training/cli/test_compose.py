@@ -164,3 +164,16 @@ def test_sweeps_are_expanded():
     assert len(jobs) == 4
     assert ["mixer=conv", "seed=1", "train.epochs=2"] in jobs
     assert sweep_jobs(["hydra/sweeper=optuna"]) is None
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("seed=-1", "seed: -1 must be at least 0"),
+        ("train.clip_grad=inf", "train.clip_grad: inf must be a finite number"),
+        ("train.epochs=9223372036854775808", "train.epochs: .* must be at most"),
+    ],
+)
+def test_numbers_out_of_range_are_named(argument, message):
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        compose_config([argument])
