@@ -11,13 +11,18 @@ from pathlib import Path
 
 from ...errors import ConfigError, unknown
 
-_FOLDER = Path(__file__).parent / "verbs"
+# Folders of verbs, by their packages below this one. The contract's stand above us, so that none is imported here.
+ROOMS = ("training.cli.verbs", "contract.verbs")
+_PACKAGE = __name__.partition(".")[0]
+_ROOT = Path(__file__).resolve().parents[2]
 
 
 def verbs() -> dict[str, str]:
     """Verb -> its help, read without importing: what most verbs need takes long to load."""
-    files = sorted(path for path in _FOLDER.glob("*.py") if path.stem != "__init__")
-    return {path.stem: ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "" for path in files}
+    files = {path.stem: path for room in ROOMS for path in _ROOT.joinpath(*room.split(".")).glob("*.py")}
+    files.pop("__init__", None)
+    texts = {verb: path.read_text(encoding="utf-8") for verb, path in sorted(files.items())}
+    return {verb: ast.get_docstring(ast.parse(text)) or "" for verb, text in texts.items()}
 
 
 def usage() -> str:
@@ -47,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if verb != "train" and any(flag in rest for flag in ("--help", "-h")):
             print(known[verb])
             return 0
-        return importlib.import_module(f"{__package__}.verbs.{verb}").main(rest)
+        room = next(room for room in ROOMS if _ROOT.joinpath(*room.split("."), f"{verb}.py").is_file())
+        return importlib.import_module(f"{_PACKAGE}.{room}.{verb}").main(rest)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from mixerzoo import plugins
 from mixerzoo.mixers import list_mixers, mixer_options
+from mixerzoo.mixers.base import MIXERS
 from mixerzoo.models import create_model, list_models
 from mixerzoo.schema import keyword_options
 from mixerzoo.training.cli import verb
@@ -139,6 +141,48 @@ def test_commands_that_are_printed_are_what_was_typed(
 
 
 def test_a_verb_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "extra.py").write_text('"""Something more."""\n')
-    monkeypatch.setattr(verb, "_FOLDER", tmp_path)
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "extra.py").write_text('"""Something more."""\n')
+    monkeypatch.setattr(verb, "_ROOT", tmp_path)
+    monkeypatch.setattr(verb, "ROOMS", ("a.b",))
     assert verb.verbs() == {"extra": "Something more."}
+
+
+BROKEN = '''
+import torch
+from torch import Tensor, nn
+from mixerzoo import Mixer
+
+
+class Leaky(Mixer, name="leaky_example"):
+    """Says that it honours masks, and does not."""
+
+    axes = (1,)
+    masks = True
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        return self.proj(x + x.mean(1, keepdim=True))
+'''
+
+
+def test_check_names_the_promise_that_a_mixer_breaks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(plugins.ENVIRONMENT, "")
+    monkeypatch.setattr(plugins, "PLUGINS", {})
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "leaky.py").write_text(BROKEN)
+    try:
+        assert verb.main(["check", str(tmp_path / "leaky.py"), "only=[padding]"]) == 1
+    finally:
+        MIXERS.pop("leaky_example", None)
+        plugins.PARTS[:] = [part for part in plugins.PARTS if part.name != "leaky_example"]
+    said = capsys.readouterr().out
+    assert 'mixer "leaky_example" breaks `padding' in said
+    assert verb.main(["check", "mixer", "identity", "only=[padding]"]) == 0
+    assert verb.main(["check", "mixer", "identify"]) == 2
+    assert 'Did you mean "identity"?' in capsys.readouterr().err

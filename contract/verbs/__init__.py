@@ -1,0 +1,1 @@
+"""Verbs of `python -m mixerzoo` that need the contract."""
