@@ -1,8 +1,8 @@
 """Hold parts of your own to the contract, as our tests hold ours.
 
-    python -m mixerzoo check my_mixers.py                 every part that the file registers
-    python -m mixerzoo check mixer pooling                a part by kind and name
-    python -m mixerzoo check my_mixers.py only=[padding]  promises whose names hold a word
+python -m mixerzoo check my_mixers.py                 every part that the file registers
+python -m mixerzoo check mixer pooling                a part by kind and name
+python -m mixerzoo check my_mixers.py only=[padding]  promises whose names hold a word
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def main(arguments: Sequence[str]) -> int:
                 kept += 1
                 continue
             broken += 1
-            print(result.message if result.status == "broken" else f'{kind} "{name}": {result.promise}: {result.message}')
+            print(
+                result.message if result.status == "broken" else f'{kind} "{name}": {result.promise}: {result.message}'
+            )
         print(f'{kind} "{name}": {kept} promises kept, {broken} broken')
         failed += broken
     return 1 if failed else 0

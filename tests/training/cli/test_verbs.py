@@ -182,7 +182,7 @@ def test_check_names_the_promise_that_a_mixer_breaks(
         MIXERS.pop("leaky_example", None)
         plugins.PARTS[:] = [part for part in plugins.PARTS if part.name != "leaky_example"]
     said = capsys.readouterr().out
-    assert 'mixer "leaky_example" breaks `padding' in said
+    assert 'mixer "leaky_example" breaks `padding_is_never_read`' in said
     assert verb.main(["check", "mixer", "identity", "only=[padding]"]) == 0
     assert verb.main(["check", "mixer", "identify"]) == 2
     assert 'Did you mean "identity"?' in capsys.readouterr().err
