@@ -21,7 +21,7 @@ PICTURE = ROOT / "docs" / "house.png"
 def room_of(parts: tuple[str, ...]) -> str:
     """`mixers/attention` for a module in it; ops are one room, `kernels/OP`; files of a floor itself are its hall."""
     if len(parts) < 3:
-        return parts[0]
+        return next(iter(parts))
     if parts[0] == "kernels" and parts[1] not in ("common", "cpu", "selftest"):
         return "kernels/OP"
     return "/".join(parts[:2])
