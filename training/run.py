@@ -70,6 +70,8 @@ def _choose_folder(config: RunConfig, start: _Start) -> Path:
     folder = Path(str(config.run_dir if named else Path(config.output_dir) / run_name(config, start.identity)))
     check_writable(folder, key="run_dir" if named else "output_dir")
     if config.resume == "auto":
+        if not named and not folder.exists():  # it may have been renamed
+            folder = report.runs_of(Path(config.output_dir)).get(start.identity, folder)
         if (folder / "config.yaml").exists():
             refuse_other_run(folder, config, **vars(start))
         return folder

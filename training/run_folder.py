@@ -83,6 +83,16 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def runs_of(output: Path) -> dict[str, Path]:
+    """The runs directly below a folder, by their identity, whatever their folders are called by now."""
+    found = {}
+    for path in sorted(output.glob("*/identity.jsonl")):
+        lines = read_lines(path)
+        if lines and "identity" in lines[-1]:
+            found[lines[-1]["identity"]] = path.parent
+    return found
+
+
 def keep_code(folder: Path, codes: Sequence[Code]) -> list[dict[str, Any]]:
     """Write the code of parts from outside into a run's folder; returns what is said of it in the summary."""
     said = []

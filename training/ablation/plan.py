@@ -199,18 +199,22 @@ def make_plan(ablation: Ablation) -> Plan:
         cells += [here[arm] for arm in ablation.mixers]
     output = Path(cells[0].config.output_dir)
     rates = ablation.lr or [cells[0].config.optimizer["lr"]]
+    known = report.runs_of(output)
     for cell in cells:
         for rate in ablation.lr or [cell.config.optimizer["lr"]]:
             for seed in ablation.seeds:
-                cell.jobs.append(_job(cell, rate, seed, code))
+                cell.jobs.append(_job(cell, rate, seed, code, known))
     folder = Path(ablation.dir) if ablation.dir else output / f"ablation-{ablation.name}-{_hash(ablation, cells, code)}"
     return Plan(ablation, cells, code, folder, rates)
 
 
-def _job(cell: Cell, rate: float, seed: int, code: str) -> Job:
+def _job(cell: Cell, rate: float, seed: int, code: str, known: Mapping[str, Path]) -> Job:
     config = replace(cell.config, seed=seed, optimizer={**cell.config.optimizer, "lr": rate}, resume="auto")
     identifier = identity(config, code, tells(cell.data))
-    return Job(cell, rate, seed, config, identifier, Path(config.output_dir) / run_name(config, identifier))
+    folder = Path(config.output_dir) / run_name(config, identifier)
+    if not folder.exists():  # it may have been renamed
+        folder = known.get(identifier, folder)
+    return Job(cell, rate, seed, config, identifier, folder)
 
 
 def _hash(ablation: Ablation, cells: Sequence[Cell], code: str) -> str:
@@ -284,13 +288,15 @@ def load_plan(folder: Path) -> Plan:
     if not path.is_file():
         raise ConfigError(f"ablation: {folder} is not the folder of an ablation; it has no {PLAN}.")
     values = report.read_json(path)
+    known = None
     try:
         cells = []
         for entry in values["cells"]:
             found = None if entry["matched"] is None else Matched(**entry["matched"])
             config = parse(entry["config"])
             cell = Cell(entry["arm"], entry["point"], entry["settings"], config, entry["data"], found)
-            cell.jobs = [_job(cell, run["lr"], run["seed"], values["code"]) for run in entry["runs"]]
+            known = report.runs_of(Path(config.output_dir)) if known is None else known
+            cell.jobs = [_job(cell, run["lr"], run["seed"], values["code"], known) for run in entry["runs"]]
             cells.append(cell)
         return Plan(make(values["ablation"]), cells, values["code"], folder, values["rates"])
     except (KeyError, TypeError) as error:

@@ -101,6 +101,15 @@ def test_a_sweep_runs_every_combination_and_resumes(tmp_path, capsys):
     assert list(tmp_path.glob("ablation-sweep-*")) == [folder]
     again = capsys.readouterr().out
     assert "attention" in again
+    for path in before:
+        path.parent.rename(tmp_path / f"renamed-{path.parent.name}")
+    assert run_main(*arguments) == 0
+    assert sorted(p.parent.name for p in tmp_path.glob("*/summary.json")) == sorted(
+        f"renamed-{path.parent.name}" for path in before
+    )
+    single = [a for a in arguments if a not in ("-m", "mixer=null,attention")]
+    assert run_main(*single, "mixer=attention", "resume=auto") == 0  # a single run finds it, too
+    assert len(list(tmp_path.glob("*/summary.json"))) == 2
     assert "_own_" not in first + again
 
 
