@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError
 from .mixers import Mixer, create_mixer, list_mixers
-from .models import create_model, list_models, resize_grid
+from .models import create_model, init_weights, list_models, resize_grid
 
 if TYPE_CHECKING:
     from .training.loading import load
@@ -17,6 +17,7 @@ __all__ = [
     "__version__",
     "create_mixer",
     "create_model",
+    "init_weights",
     "list_mixers",
     "list_models",
     "load",

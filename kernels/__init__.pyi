@@ -10,6 +10,7 @@ from .common.dispatch import choose_backend as choose_backend
 from .common.dispatch import default_backend as default_backend
 from .delta_rule import delta_rule as delta_rule
 from .delta_rule import delta_rule_step as delta_rule_step
+from .dense_attention import dense_attention as dense_attention
 from .gla import gla as gla
 from .gla import gla_step as gla_step
 from .grid_scan import LinePath as LinePath

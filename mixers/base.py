@@ -6,16 +6,16 @@ Axis letters: B batch, N tokens, C channels, H height, W width, T frames. `*grid
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import plugins
 from ..errors import ConfigError
 from ..schema import Size, lists_options
-from .layers import rename_parameters
+from .layers import OneNode, rename_parameters
 from .state import keep_rows
 
 MIXERS: dict[str, type[Mixer]] = {}
@@ -23,7 +23,7 @@ MIXERS: dict[str, type[Mixer]] = {}
 Grid = tuple[Size, ...]
 
 
-class Mixer(nn.Module):
+class Mixer(OneNode):
     """Base class of all token mixers.
 
     A subclass names itself in the class statement and is found from then on:
@@ -87,7 +87,6 @@ class Mixer(nn.Module):
 
     grid: Grid | None = None
     is_causal: bool = False
-    __call__: Callable[..., Tensor]
 
     def __init_subclass__(cls, *, name: str | None = None) -> None:
         super().__init_subclass__()

@@ -11,8 +11,20 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from ..kernels import star_relu
+
+
+class OneNode(nn.Module):
+    """A module that looks at the shapes of its inputs: `torch.fx`, which knows none, records it as one node."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        proxy = next((x for x in (*args, *kwargs.values()) if isinstance(x, Proxy)), None)
+        if proxy is None:
+            return super().__call__(*args, **kwargs)
+        tracer: Any = proxy.tracer
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)
 
 
 def rename_parameters(module: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
@@ -42,7 +54,7 @@ class FullPrecisionLinear(nn.Linear):
             return F.linear(full_precision(input), full_precision(self.weight), bias)
 
 
-class StarReLU(nn.Module):
+class StarReLU(OneNode):
     """`s * relu(x)**2 + b` with one learnable scale and bias. MetaFormer Baselines (2022), arXiv:2210.13452."""
 
     def __init__(self) -> None:

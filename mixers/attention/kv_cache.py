@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...kernels import dense_attention
+
 
 class Rule(NamedTuple):
     """Which keys a query sees, by the positions p of both.
@@ -45,7 +47,7 @@ class KeyValueCache(NamedTuple):
 
 
 def bias_of(rule: Rule, query: Tensor, key: Tensor, valid: Tensor | None = None) -> Tensor:
-    """What `scaled_dot_product_attention` takes as `attn_mask`.
+    """What `kernels.dense_attention` takes as `bias`.
 
     Args:
         query: (B, N) or (1, N) positions.
@@ -83,8 +85,7 @@ def weigh(
         causal: only keys up to the query's index, without a bias.
     """
     if form == "softmax":
-        shared = q.shape[1] != k.shape[1]
-        return F.scaled_dot_product_attention(q, k, v, bias, is_causal=causal, enable_gqa=shared)
+        return dense_attention(q, k, v, bias, causal=causal)
     groups = q.shape[1] // k.shape[1]
     k, v = (t.repeat_interleave(groups, 1) if groups > 1 else t for t in (k, v))
     weight = (F.elu(q.float()) + 1) @ (F.elu(k.float()) + 1).mT

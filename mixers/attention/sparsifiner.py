@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import ConfigError
+from ...kernels import dense_attention
 from ...schema import Count, Fraction, NonNegative, Share, Size
 from ..base import Grid, Mixer
 from ..layers import FullPrecisionLinear, full_precision
@@ -27,12 +28,15 @@ class _AddGradient(torch.autograd.Function):
     """The first argument as it is; in backward the gradient of the second one, a scalar loss, is added."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, loss: Tensor) -> Tensor:
-        ctx.like = (loss.dtype, loss.device)
+    def forward(x: Tensor, loss: Tensor) -> Tensor:
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.like = (inputs[1].dtype, inputs[1].device)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
         dtype, device = ctx.like
         return grad, torch.ones((), dtype=dtype, device=device)
 
@@ -297,7 +301,7 @@ class Sparsifiner(Mixer, name="sparsifiner"):
             visible[:, :, 0] = True
         seen = visible.any(-1, keepdim=True)
         # a row without keys would be 0 / 0: it sees everything, and its result is dropped
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible | ~seen)
+        y = dense_attention(q, k, v, visible | ~seen)
         y = self.proj((y * seen).transpose(1, 2).flatten(2)).reshape(x.shape)
         scale = self.head_dim**-0.5
         if self.training and self.reconstruction_weight > 0 and torch.is_grad_enabled():

@@ -35,13 +35,22 @@ def _real_fourier(x: Tensor, ortho: bool) -> Tensor:
 class _RealFourier(torch.autograd.Function):
     """The map is symmetric, so its gradient is the map itself; without this, autograd takes complex transforms."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, ortho: bool) -> Tensor:
-        ctx.ortho = ortho
+    def forward(x: Tensor, ortho: bool) -> Tensor:
         return _real_fourier(x, ortho)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, bool], output: Tensor) -> None:
+        ctx.ortho = inputs[1]
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:  # type: ignore[override]
+        return _real_fourier(tangent, ctx.ortho)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
         return _RealFourier.apply(grad, ctx.ortho), None
 
 
@@ -73,7 +82,9 @@ class FNet(Mixer, name="fnet"):
     def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
         self.refuse_mask(mask)
         self.check_grid(x)
-        return _RealFourier.apply(full_precision(x), self.ortho).to(x.dtype)
+        # the compiler takes no function with a rule for vmap
+        transform = _real_fourier if torch.compiler.is_compiling() else _RealFourier.apply
+        return transform(full_precision(x), self.ortho).to(x.dtype)
 
     @classmethod
     def convert_official(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -116,7 +127,7 @@ class GlobalFilter(Mixer, name="global_filter"):
         self.refuse_mask(mask)
         grid = self.check_grid(x)
         z = to_modes(full_precision(x))
-        w = torch.view_as_complex(self.complex_weight.to(z.real.dtype))
+        w = torch.view_as_complex(self.complex_weight.to(z.real.dtype).contiguous())  # a cast of formats may stride it
         return from_modes(spectral_filter(z, w), grid).to(x.dtype)
 
     @torch.no_grad()

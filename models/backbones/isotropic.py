@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn import functional
 
 from ...errors import OptionError
@@ -142,6 +143,9 @@ class Isotropic(VisionBackbone):
         filled_in: Any = {"dims": [dim], "stride": self.stem.stride, "frames": config.frames}
         self.head = HEADS.build(head, dim, config.num_classes, key="head", **filled_in)
         self.init_weights()
+
+    def init_weights(self) -> None:
+        super().init_weights()
         if self.position is not None:
             nn.init.trunc_normal_(self.position, std=0.02)
         if self.class_token is not None:
@@ -154,7 +158,8 @@ class Isotropic(VisionBackbone):
 
     def resized_position(self, grid: Grid) -> Tensor | None:
         """The position table `(1, N, C)` for a grid, interpolated where that is not the model's; frames stay apart."""
-        if self.position is None or tuple(grid) == tuple(self.grid):
+        # torch.fx knows no sizes: what it traces is for the grid of the model
+        if self.position is None or isinstance(grid[0], Proxy) or tuple(grid) == tuple(self.grid):
             return self.position
         if len(grid) == 2:
             prefix = int(self.class_token is not None)

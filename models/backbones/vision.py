@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.utils.checkpoint import checkpoint
 
 from ...errors import ConfigError, OptionError, under
@@ -136,6 +137,8 @@ class VisionBackbone(nn.Module):
         Raises:
             ConfigError: another shape.
         """
+        if isinstance(x, Proxy):  # of torch.fx, which knows no shapes
+            return x
         frames = self.config.frames
         known = [self.in_chans] if frames is None else [self.in_chans, frames]
         if x.ndim != len(known) + 3 or list(x.shape[1:-2]) != known:
@@ -156,7 +159,7 @@ class VisionBackbone(nn.Module):
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """What `forward_features` gives, to logits `(B, K)` or, with `pre_logits`, to features `(B, C)`."""
         y = self.head(self.unmap(x), pre_logits=pre_logits)
-        return y.movedim(-1, 1) if y.ndim > 3 else y
+        return y if self.head.pool else self.map_of(y)
 
     def forward(self, x: Tensor) -> Tensor:
         head: Any = self.head

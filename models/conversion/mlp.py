@@ -72,7 +72,7 @@ def convert_raftmlp(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) ->
         stem = "stem." if level == "0" else f"stages.{level}.downsample."
         if found := re.fullmatch(r"fn\.(?:0\.fc|1)\.(weight|bias)", name):
             if found[1] == "bias":
-                out[stem + "bias"] = value
+                out[stem + "convs.0.bias"] = value
                 continue
             sides = kernels[int(level)]
             channels = value.shape[1] // sum(k * k for k in sides)
@@ -84,7 +84,7 @@ def convert_raftmlp(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) ->
                     if name.startswith("fn.0")
                     else part.unflatten(1, (side, side, channels)).permute(0, 3, 1, 2)
                 )
-                out[f"{stem}weights.{i}"] = image.contiguous()
+                out[f"{stem}convs.{i}.weight"] = image.contiguous()
             continue
         found = re.fullmatch(r"fn\.(\d+)\.(\d)\.(.+)", name)
         if found is None:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import OptionError
+from ...mixers.layers import OneNode, full_precision
 from ...schema import Epsilon, OddSize, Positive
 from .blocks import BLOCKS, Block, DropPath, Make, scaled_sum
 from .channel_mixers import CHANNEL_MIXERS, ChannelMixer
@@ -74,7 +75,7 @@ class SelfResidualBlock(Block):
         return scaled_sum(x, self.drop_path(branch), self.res_scale2, self.layer_scale2)
 
 
-class GlobalResponseNorm(nn.Module):
+class GlobalResponseNorm(OneNode):
     """`h + gamma h n + beta`, n the channel's L2 norm over the map over its mean of all channels. arXiv:2301.00808.
 
     Maps `(B, H, W, E)` to the same shape; the norms are taken in float32.
@@ -86,8 +87,13 @@ class GlobalResponseNorm(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(dim))
         self.beta = nn.Parameter(torch.zeros(dim))
 
+    def reset_parameters(self) -> None:
+        """Zeros: at first nothing is added."""
+        nn.init.zeros_(self.gamma)
+        nn.init.zeros_(self.beta)
+
     def forward(self, x: Tensor) -> Tensor:
-        size = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=torch.float32)
+        size = torch.linalg.vector_norm(full_precision(x), dim=(1, 2), keepdim=True)
         gain = size / (size.mean(-1, keepdim=True) + self.eps)
         return torch.addcmul(self.beta, x, 1 + self.gamma * gain.to(x.dtype))
 

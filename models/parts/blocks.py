@@ -126,6 +126,7 @@ class Block(nn.Module):
         if channel_mixer is None and self.needs_channel_mixer:
             raise OptionError("channel_mixer", "this block needs a channel mixer.")
         self.dim = dim
+        self.initial_scales = {"layer_scale": layer_scale, "res_scale": res_scale}
         self.arrange(
             Make(
                 mixer,
@@ -136,6 +137,13 @@ class Block(nn.Module):
                 partial(DropPath, drop_path) if drop_path > 0 else nn.Identity,
             )
         )
+
+    def reset_parameters(self) -> None:
+        """The scales of the branches and of the identity paths; norms and mixers have their own."""
+        for name, parameter in self.named_parameters(recurse=False):
+            value = self.initial_scales.get(name.rstrip("12"))
+            assert value is not None, name
+            nn.init.constant_(parameter, value)
 
     def arrange(self, make: Make) -> None:
         """Set the modules and scales, in the order in which weights are drawn."""

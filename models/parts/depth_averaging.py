@@ -76,7 +76,12 @@ class DepthAverage(nn.Module):
     def __init__(self, layers: int, *, before: int = 1) -> None:
         super().__init__()
         self.weights = nn.ParameterList(torch.zeros(before + i + 1) for i in range(layers))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Nothing but the last output."""
         for weight in self.weights:
+            nn.init.zeros_(weight)
             nn.init.ones_(weight[-1:])
 
     def forward(
@@ -100,9 +105,9 @@ class DepthAverage(nn.Module):
         for weight, layer in zip(self.weights, layers, strict=True):
             outputs.append(run(layer, x))
             shares = weight.to(x.dtype)
-            x = shares[-1] * outputs[-1]
-            for share, output in zip(shares[:-1], outputs[:-1], strict=True):
-                x = torch.addcmul(x, output, share)
+            x = shares[len(outputs) - 1] * outputs[-1]
+            for i, output in enumerate(outputs[:-1]):
+                x = torch.addcmul(x, output, shares[i])
         return x
 
 

@@ -62,11 +62,10 @@ class Head(nn.Module):
         """Tokens `(B, *grid, C)` to logits `(B, K)`, or to `(B, C)` with `pre_logits`."""
         if self.norm is not None and (self.norm_first or not self.pool):
             x = self.norm(x)
-        axes = tuple(range(1, x.ndim - 1))
         if self.pool == "avg":
-            x = x.mean(axes)
+            x = x.flatten(1, -2).mean(1)
         elif self.pool == "max":
-            x = x.amax(axes)
+            x = x.flatten(1, -2).amax(1)
         elif self.pool == "token":
             x = x[:, 0]
         elif self.pool == "middle_token":

@@ -44,6 +44,11 @@ class StdLayerNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
         self.bias = nn.Parameter(torch.zeros(dim))
 
+    def reset_parameters(self) -> None:
+        """Ones and zeros."""
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+
     def forward(self, x: Tensor) -> Tensor:
         std, mean = torch.std_mean(x.float(), -1, keepdim=True, correction=0)
         normal = (x.float() - mean) / (std + self.eps)

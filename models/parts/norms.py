@@ -45,6 +45,12 @@ class GroupNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
         self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
 
+    def reset_parameters(self) -> None:
+        """Ones and zeros."""
+        nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
     def forward(self, x: Tensor) -> Tensor:
         return F.group_norm(x.movedim(-1, 1), 1, self.weight, self.bias, self.eps).movedim(1, -1)
 
@@ -85,6 +91,11 @@ class Affine(nn.Module):
         super().__init__()
         self.alpha = nn.Parameter(torch.ones(dim))
         self.beta = nn.Parameter(torch.zeros(dim))
+
+    def reset_parameters(self) -> None:
+        """Ones and zeros."""
+        nn.init.ones_(self.alpha)
+        nn.init.zeros_(self.beta)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.addcmul(self.beta, self.alpha, x)

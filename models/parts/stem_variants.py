@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from math import ceil, prod
-from typing import Any
+from typing import Any, ClassVar, cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import OptionError
+from ...mixers.layers import OneNode, rename_parameters
 from ...schema import OddSize, Parts, Positive, Side
 from .norms import ACTIVATIONS
 from .stems import STEMS, ConvStem
@@ -78,17 +78,19 @@ class ConvStack(nn.Module):
 
 
 @STEMS.register("multi_scale")
-class MultiScaleStem(nn.Module):
+class MultiScaleStem(OneNode):
     """One linear layer over concentric patches of several sizes. RaftMLP (2021), arXiv:2108.04384.
 
     `(B, H, W, C_in)` to `(B, ceil(H / s), ceil(W / s), C_out)` with s the smallest size; a map that s does not divide
-    is first enlarged, bicubically, to the next multiple. The layer is computed as one convolution of the largest size,
-    with the weights of the smaller ones added in its middle.
+    is first enlarged, bicubically, to the next multiple. A layer of concentric patches is the sum of a convolution for
+    each size.
 
     Args:
         in_dim, dim: channels before and after.
         kernels: sides of the patches, multiples of the first, which is also the stride.
     """
+
+    formerly: ClassVar = {"bias": "convs.0.bias", **{f"weights.{i}": f"convs.{i}.weight" for i in range(8)}}
 
     def __init__(self, in_dim: int, dim: int, *, kernels: Sequence[Side] = (4,)) -> None:
         super().__init__()
@@ -98,10 +100,20 @@ class MultiScaleStem(nn.Module):
                 "kernels", f"{list(kernels)} must start with the smallest, divide by it, and share its centre."
             )
         self.kernels, self.stride = list(kernels), stride
-        self.weights = nn.ParameterList(torch.empty(dim, in_dim, k, k) for k in kernels)
-        self.bias = nn.Parameter(torch.zeros(dim))
-        for weight in self.weights:
-            nn.init.trunc_normal_(weight, std=0.02)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(in_dim, dim, k, stride, (k - stride) // 2, bias=i == 0) for i, k in enumerate(kernels)
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Truncated normal weights of standard deviation 0.02, a bias of zero."""
+        for conv in self.convs:
+            nn.init.trunc_normal_(cast(nn.Conv2d, conv).weight, std=0.02)
+        nn.init.zeros_(cast(Tensor, self.convs[0].bias))
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        rename_parameters(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.permute(0, 3, 1, 2)
@@ -109,10 +121,9 @@ class MultiScaleStem(nn.Module):
         size = ceil(height / self.stride) * self.stride, ceil(width / self.stride) * self.stride
         if size != (height, width):
             x = F.interpolate(x, size=size, mode="bicubic", align_corners=False)
-        largest = max(self.kernels)
-        pads = ((largest - k) // 2 for k in self.kernels)
-        weight = sum(F.pad(w, (p, p, p, p)) for w, p in zip(self.weights, pads, strict=True))
-        y = F.conv2d(x, weight, self.bias, self.stride, (largest - self.stride) // 2)  # type: ignore[arg-type]
+        y = self.convs[0](x)
+        for conv in self.convs[1:]:
+            y = y + conv(x)
         return y.permute(0, 2, 3, 1)
 
     def out_size(self, size: tuple[int, int], *, key: str = "image_size") -> tuple[int, int]:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import torch
 from torch import Tensor, nn
 
 from ...errors import OptionError
+from ...mixers.layers import on_map
 from ...schema import Between, Parts, Side
 from .norms import NORMS
 
@@ -59,8 +59,7 @@ class ConvStem(nn.Module):
         if self.norm is not None and self.norm_first:
             x = self.norm(x)
         # contiguous() is free where the convolution already gives channels last, which it does for such an input
-        x = self.conv(x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last))
-        x = x.permute(0, 2, 3, 1).contiguous()
+        x = on_map(self.conv, x.contiguous()).contiguous()
         if self.norm is not None and not self.norm_first:
             x = self.norm(x)
         return x

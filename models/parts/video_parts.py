@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import ConfigError, OptionError
+from ...mixers.layers import OneNode
 from ...schema import Size
 from .channel_mixers import CHANNEL_MIXERS, ChannelMixer
 
 
 @CHANNEL_MIXERS.register("channel_attention_conv")
-class ChannelAttentionConv(ChannelMixer):
+class ChannelAttentionConv(OneNode, ChannelMixer):
     """`u * sigmoid(fc2(relu(fc1(mean(u)))))` with `u = conv3x3(gelu(conv3x3(x)))`, in each frame for itself.
 
     The second half of VFIMamba's mixed-SSM block (2024), arXiv:2407.02315, from MambaIR (2024), arXiv:2402.15648: the
