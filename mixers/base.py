@@ -113,7 +113,14 @@ class Mixer(OneNode):
         raise NotImplementedError
 
     def reset_parameters(self) -> None:
-        """Set the initial values. Called by the constructor; a backbone never overrides them."""
+        """Set the initial values; by default those of the layers inside, as PyTorch has them.
+
+        A mixer with values of its own overrides it and calls it in its constructor; a backbone never overrides them.
+        """
+        for child in self.modules():
+            reset = None if child is self else getattr(child, "reset_parameters", None)
+            if reset is not None:
+                reset()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         rename_parameters(self, state_dict, prefix)

@@ -19,7 +19,8 @@ _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool) -> tuple[Tensor, Tensor]:
     y, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, attn_mask=bias)
-    return y, logsumexp
+    # some versions of PyTorch lay it out like q; that of our mixers lies so already, and is not copied
+    return y.transpose(1, 2).contiguous().transpose(1, 2), logsumexp
 
 
 def _fake(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool) -> tuple[Tensor, Tensor]:

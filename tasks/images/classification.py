@@ -81,6 +81,7 @@ class ImageClassification(Task):
     def augment(self, batch: Batch) -> Batch:
         if not (self.mixup or self.cutmix):
             return batch
+        self.check_batch(len(batch["input"]))
         mixed, target = self._mixer(batch["input"].clone(), batch["target"])
         return {**batch, "input": mixed, "target": target}
 

@@ -154,7 +154,7 @@ def test_another_grid():
     [
         ({"name": "sinkhorn", "temp": 1.0}, r'm.order.temp: order "sinkhorn" has no such option.*"temperature"'),
         (["raster", "sinkhorn"], r'm.order\[1\]: the learned order "sinkhorn" stands alone'),
-        ({"name": "sinkhorn", "temperature": 0.0}, r"m\.order\.temperature: 0\.0 must be above 0"),
+        ({"name": "sinkhorn", "temperature": 0.0}, r"m\.order\.temperature: 0\.0 must be at least 0\.001"),
     ],
 )
 def test_mistakes(spec, message):
