@@ -1,10 +1,11 @@
 """Our vision models beside timm's: forward and training step, throughput and memory. One process, interleaved.
 
     python -m mixerzoo.benchmarks.vision [--models poolformer_s12 ...] [--batch 8] [--size 224] [--rounds 15]
-                                         [--json FILE]
+                                         [--compiled] [--json FILE]
 
-timm runs in its default layout and in channels-last memory format. A ratio is timm's time over ours, the median over
-rounds with its quartiles; above 1 ours is faster. Memory is what a training step keeps for backward.
+timm runs in its default layout and in channels-last memory format; with --compiled, ours compiled runs beside timm's
+compiled and beside our own eager form. A ratio is the other's time over ours, the median over rounds with its
+quartiles; above 1 ours is faster. Memory is what a training step keeps for backward.
 """
 
 from __future__ import annotations
@@ -50,17 +51,26 @@ def step_of(model: nn.Module, x: Tensor, target: Tensor) -> Callable[[], object]
     return run
 
 
-def measure(name: str, batch: int, size: int, rounds: int) -> list[dict[str, Any]]:
-    """Rows of the table for one model."""
+def measure(name: str, batch: int, size: int, rounds: int, *, compiled: bool = False) -> list[dict[str, Any]]:
+    """Rows of the table for one model; with `compiled`, `torch.compile` stands around ours and timm's."""
     torch.manual_seed(0)
     x, target = torch.randn(batch, 3, size, size), torch.randint(1000, (batch,))
     peer_name = name if timm.is_model(name) else f"{name}_224"  # as timm calls models of a fixed size
     rows = []
     for what in ("forward", "training step"):
         make = forward_of if what == "forward" else lambda model, images: step_of(model, images, target)
-        for peer in ("timm", "timm channels-last"):
+        for peer in ("timm compiled", "ours eager") if compiled else ("timm", "timm channels-last"):
             # two models at a time: a third one in the process slows the steps of ours by a few percent
-            ours, other, images = create_model(name), timm.create_model(peer_name), x
+            own_twin = peer == "ours eager"
+            ours, other, images = (
+                create_model(name),
+                create_model(name) if own_twin else timm.create_model(peer_name),
+                x,
+            )
+            if compiled:
+                ours.compile()
+                if not own_twin:
+                    other.compile()
             if peer == "timm channels-last":
                 other.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
                 images = x.contiguous(memory_format=torch.channels_last)
@@ -75,7 +85,7 @@ def measure(name: str, batch: int, size: int, rounds: int) -> list[dict[str, Any
                     "peer_images_per_second": batch / sorted(seconds[peer])[rounds // 2],
                 }
             )
-            if what == "training step":
+            if what == "training step" and not compiled:
                 rows[-1]["activation_mib"] = measure_activation_bytes(ours.train(), x) / 2**20
                 rows[-1]["peer_activation_mib"] = measure_activation_bytes(other.train(), images) / 2**20
     return rows
@@ -88,6 +98,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--compiled", action="store_true", help="ours compiled beside timm's compiled and ours eager")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     machine = platform.processor() or platform.machine()
@@ -97,7 +108,7 @@ def main() -> None:
     print(f"{'model':16} {'what':14} {'peer':18} {columns}")
     rows = []
     for name in args.models:
-        for row in measure(name, args.batch, args.size, args.rounds):
+        for row in measure(name, args.batch, args.size, args.rounds, compiled=args.compiled):
             rows.append(row)
             memory = "".join(f" {row[k]:7.0f}" for k in ("activation_mib", "peer_activation_mib") if k in row)
             print(
