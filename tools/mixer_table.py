@@ -63,8 +63,8 @@ def _shown(hint: Any) -> str:
 def _section(name: str) -> str:
     cls: type[Mixer] = mixer_class(name)
     summary = inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
-    module = cls.__module__.rpartition(".")[2]
-    lines = [f"## {name}", "", f"{summary} `{cls.__name__}` in `mixers/{module}.py`.", ""]
+    file = cls.__module__.partition(".")[2].replace(".", "/") + ".py"
+    lines = [f"## {name}", "", f"{summary} `{cls.__name__}` in `{file}`.", ""]
     options = mixer_options(name)
     if not options:
         return "\n".join([*lines, "No options.", ""])
