@@ -42,6 +42,12 @@ def options_table(options: Mapping[str, inspect.Parameter], classes: Iterable[ty
     return table
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to the caller, where rich would exit with 1."""
+        raise BrokenPipeError
+
+
 def show(what: Any) -> None:
     """Print a table or a text, as wide as the terminal, or 160 columns where there is none."""
-    Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False).print(what)
+    _Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False).print(what)

@@ -10,6 +10,7 @@ from typing import Any
 
 from ...errors import ConfigError
 from .program import program
+from .verb import stop_printing
 
 # Hydra answers these itself.
 _HYDRA_FLAGS = ("--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
@@ -108,7 +109,11 @@ def _start(arguments: Sequence[str]) -> int:
     if any(flag in ("--help", "-h") for flag in flags):
         from .help import print_help
 
-        print_help(overrides)
+        try:
+            print_help(overrides)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            stop_printing()
         return 0
     if any(flag.split("=")[0] in _HYDRA_FLAGS for flag in flags):
         return _show(arguments)

@@ -57,9 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # `... | head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        stop_printing()
         return 0
+
+
+def stop_printing() -> None:
+    """After a BrokenPipeError, as of `... | head`: the reader has seen enough, and the exit must not fail on it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def split(arguments: Sequence[str], *, verb: str) -> tuple[list[str], dict[str, str]]:

@@ -180,3 +180,11 @@ def test_two_processes_train_as_one(tmp_path):
     a, b = (tensors(folder) for folder in folders)
     assert not same(a, b)
     assert all((a[k] - b[k]).abs().max() < 2e-3 for k in a)
+
+
+def test_help_into_a_reader_that_stops():
+    for command in ("train.py --help", "train.py mixer=mamba2 --help"):
+        shell = f"set -o pipefail; {sys.executable} {PACKAGE}/{command} | head -1"
+        done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr[-500:]
+        assert done.stdout.count("\n") == 1
