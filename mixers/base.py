@@ -57,6 +57,7 @@ class Mixer(OneNode):
         projections: the linear layers through which every token goes alone, before and after the mixing, with torch's
             initial values; paths of a token order that have a mixer each share them.
         source: paper, year and arXiv id.
+        equation: what it computes in one line, in the paper's symbols, for the documentation.
         alternatives: for each option a value other than the default that has a visible effect, for the tests (booleans
             need none).
         requires: for options that need others to have an effect, the values of these, e.g.
@@ -79,6 +80,7 @@ class Mixer(OneNode):
     memory: ClassVar[str] = "N"
     projections: ClassVar[tuple[str, str] | None] = None
     source: ClassVar[str] = ""
+    equation: ClassVar[str] = ""
     alternatives: ClassVar[Mapping[str, Any]] = {}
     requires: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     variants: ClassVar[Sequence[Mapping[str, Any]]] = ()

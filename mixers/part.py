@@ -24,6 +24,7 @@ class Part:
         causal: a part that mixes tokens never shows a token those after it.
         masks: a part that mixes tokens honours `mask`; one that does not refuses it.
         packs: the same for `document_ids`.
+        source, equation: paper with year and arXiv id, and what it computes in one line; as of `mixers.Mixer`.
         alternatives, requires, inert: of options, for the tests; as of `mixers.Mixer`.
     """
 
@@ -33,6 +34,8 @@ class Part:
     causal: ClassVar[bool] = False
     masks: ClassVar[bool] = False
     packs: ClassVar[bool] = False
+    source: ClassVar[str] = ""
+    equation: ClassVar[str] = ""
     alternatives: ClassVar[Mapping[str, Any]] = {}
     requires: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     inert: ClassVar[frozenset[str]] = frozenset()

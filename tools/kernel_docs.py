@@ -8,7 +8,6 @@ costs, which is arithmetic, `--prediction` only what `tools.predict` says (minut
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 from ..kernels.common import public
 from ..kernels.common.costs import GPUS
 from ..kernels.common.discovery import find_cases, find_rooflines
+from .markdown import replaced
 from .predict import prediction_table
 from .traffic import DOCUMENT, measure, run_interpreted
 
@@ -46,18 +46,6 @@ def roofline_table() -> str:
             f"{c.exponentials / 1e9:.2f} | {c.intensity:.1f} | {bounds} |"
         )
     return "\n".join(lines)
-
-
-def replaced(text: str, section: str, table: str) -> str:
-    """`text` with the table between the marks of `section` replaced.
-
-    Raises:
-        ValueError: when the marks are not there.
-    """
-    begin, end = f"<!-- {section}:begin -->", f"<!-- {section}:end -->"
-    if begin not in text or end not in text:
-        raise ValueError(f"the marks {begin} and {end} are missing")
-    return re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n{table}\n{end}", text, flags=re.DOTALL)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ..mixers.base import Mixer
 from ..mixers.registry import list_mixers, mixer_class, mixer_options
+from .markdown import options_table, table
+from .papers import linked, summary
 
 PATH = Path(__file__).resolve().parent.parent / "docs" / "mixers.md"
 
 _HEAD = """\
-# All mixers
+# All token mixers
 
 Written by `python -m mixerzoo.tools.mixer_table` from the class data of the registered mixers, to which the contract
 tests hold every one of them. `mixerzoo.list_mixers(causal=True, axes=1)` asks the same data.
@@ -36,10 +36,10 @@ def _yes(value: bool) -> str:
     return "yes" if value else ""
 
 
-def _row(name: str) -> list[str]:
+def _row(name: str, target: str) -> list[str]:
     cls = mixer_class(name)
     return [
-        f"[`{name}`](#{name})",
+        f"[`{name}`]({target.format(name)})",
         ", ".join(map(str, cls.axes)),
         cls.causal,
         _yes(cls.needs_grid),
@@ -48,40 +48,46 @@ def _row(name: str) -> list[str]:
         _yes(cls.streams),
         cls.complexity,
         cls.memory,
-        cls.source,
+        linked(cls.source),
     ]
 
 
-def _shown(hint: Any) -> str:
-    """A type hint as a user would write its values."""
-    if typing.get_origin(hint) is typing.Literal:
-        return " or ".join(f"`{value!r}`" for value in typing.get_args(hint))
-    text = hint.__name__ if isinstance(hint, type) and typing.get_origin(hint) is None else str(hint)
-    return f"`{text.replace('typing.', '').replace('NoneType', 'None')}`"
+def overview(target: str = "#{}") -> str:
+    """The head and the table of all mixers.
+
+    Args:
+        target: where the name of a mixer leads, `{}` standing for the name.
+    """
+    return _HEAD + table(_COLUMNS, [_row(name, target) for name in list_mixers()]) + "\n"
+
+
+def short_table(target: str) -> str:
+    """Name, what it does, and paper of every mixer, a line each."""
+    rows = [
+        (f"[`{name}`]({target.format(name)})", summary(inspect.getdoc(cls)), linked(cls.source))
+        for name, cls in ((name, mixer_class(name)) for name in list_mixers())
+    ]
+    return table(("Mixer", "What it does", "Paper"), rows)
+
+
+def place(cls: type) -> str:
+    """Class and file of a part, for people."""
+    return f"`{cls.__name__}` in `{cls.__module__.partition('.')[2].replace('.', '/')}.py`"
 
 
 def _section(name: str) -> str:
     cls: type[Mixer] = mixer_class(name)
-    summary = inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
-    file = cls.__module__.partition(".")[2].replace(".", "/") + ".py"
-    lines = [f"## {name}", "", f"{summary} `{cls.__name__}` in `{file}`.", ""]
+    lines = [f"## {name}", "", f"{summary(inspect.getdoc(cls))} {place(cls)}.", ""]
+    if cls.equation:
+        lines += [f"`{cls.equation}`", ""]
     options = mixer_options(name)
-    if not options:
-        return "\n".join([*lines, "No options.", ""])
-    lines += ["| Option | Default | Values |", "| --- | --- | --- |"]
-    for option, parameter in options.items():
-        default = "needed" if parameter.default is inspect.Parameter.empty else f"`{parameter.default!r}`"
-        values = _shown(parameter.annotation).replace("|", "\\|")
-        lines.append(f"| `{option}` | {default} | {values} |")
-    return "\n".join([*lines, ""])
+    lines += [options_table(options, [cls]) if options else "No options.", ""]
+    return "\n".join(lines)
 
 
 def render() -> str:
     """The whole page."""
-    names = list_mixers()
-    rows = [_COLUMNS, ["---"] * len(_COLUMNS), *map(_row, names)]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return _HEAD + table + "\n\n" + "\n".join(map(_section, names))
+    return overview() + "\n" + "\n".join(map(_section, list_mixers()))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

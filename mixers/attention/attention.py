@@ -82,6 +82,7 @@ class Attention(Mixer, name="attention"):
     complexity = "N^2"
     memory = "N"
     source = "Attention Is All You Need (2017), arXiv:1706.03762"
+    equation = "y = softmax(q k^T / sqrt(D)) v W_o"
     alternatives = {
         "num_heads": 2,
         "head_dim": 16,

@@ -277,6 +277,7 @@ class BlockSparseAttention(SparseAttention, name="block_sparse_attention"):
     """
 
     source = "MoBA: Mixture of Block Attention (2025), arXiv:2502.13189, among others; see `selector`"
+    equation = "y_i = softmax(q_i k_J^T / sqrt(D)) v_J W_o, J: blocks of keys that the selector gives the block of i"
     alternatives = {
         "num_heads": 2,
         "head_dim": 16,
@@ -328,6 +329,7 @@ class PermutedAttention(SparseAttention, name="permuted_attention"):
     """
 
     source = "Sparser Block-Sparse Attention via Token Permutation (2025), arXiv:2510.21270"
+    equation = "y_i = softmax(q_i k_J^T / sqrt(D)) v_J W_o, J: chosen blocks of keys that are sorted in segments"
     alternatives = {
         **BlockSparseAttention.alternatives,
         "segment_size": 8,

@@ -25,7 +25,7 @@ def sinusoids(positions: Tensor, dim: int) -> Tensor:
 
 
 class Deconstructed(Attention, name="deconstructed"):
-    """The controlled variants of attention, as one option. Deconstructing Attention (2025), arXiv:2510.11602.
+    """Attention with one of its principles taken away or replaced. Deconstructing Attention (2025), arXiv:2510.11602.
 
     Everything but the principle in question (projections, heads, initial values) is that of `attention`:
 
@@ -55,6 +55,7 @@ class Deconstructed(Attention, name="deconstructed"):
 
     memory = "N^2"
     source = "Deconstructing Attention (2025), arXiv:2510.11602"
+    equation = "y = a(q k^T / sqrt(D)) v W_o, q and k from tokens, positions or embeddings, a softmax or linear"
     alternatives = {"variant": "fixed_sequence", "num_heads": 2, "head_dim": 16, "position": "rotary"}
     requires = {}
     reads_embeddings = True

@@ -59,6 +59,7 @@ class IndexedAttention(CachedAttention, name="indexed_attention"):
     """
 
     source = "DeepSeek-V3.2: DeepSeek Sparse Attention (2025), arXiv:2512.02556; HISA; TokenSelect, arXiv:2411.02886"
+    equation = "y_i = softmax(q_i k_J^T / sqrt(D)) v_J W_o, J: the top_k keys j by sum_h w_ih relu(q'_ih k'_j)"
     alternatives = {
         "num_heads": 2,
         "head_dim": 16,

@@ -108,6 +108,7 @@ class SepLLM(CachedAttention, name="sepllm"):
 
     # of time: N^2 with a constant share of separators, N without
     source = "SepLLM: Accelerate LLMs by Compressing One Segment into One Separator (2024), arXiv:2412.12094"
+    equation = "y_i = softmax(q_i k_J^T / sqrt(D)) v_J W_o, J: the window of i, the first tokens, separators"
     alternatives = {
         "num_heads": 2,
         "head_dim": 16,

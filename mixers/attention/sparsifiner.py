@@ -200,6 +200,7 @@ class Sparsifiner(Mixer, name="sparsifiner"):
     complexity = "N^3"  # scores are (N, K) times (K, N), and K = N / reduce_n_factor grows with N
     memory = "N^2"
     source = "Sparsifiner: Learning Sparse Instance-Dependent Attention for Efficient ViTs (2023), arXiv:2303.13755"
+    equation = "y_i = softmax(q_i k_J^T / sqrt(D)) v_J W_o, J: the keys that a low-rank predictor ranks first"
     alternatives = {
         "num_heads": 2,
         "head_dim": 16,

@@ -31,6 +31,7 @@ class Identity(Mixer, name="identity"):
     complexity = "1"
     memory = "1"
     source = "MetaFormer Baselines for Vision (2022), arXiv:2210.13452"
+    equation = "y = x"
 
     def __init__(self, dim: int, *, causal: bool = False) -> None:
         super().__init__()
@@ -71,6 +72,7 @@ class RandomMixing(Mixer, name="random"):
     complexity = "N^2"
     memory = "N"
     source = "MetaFormer Baselines for Vision (2022), arXiv:2210.13452"
+    equation = "y_m = sum_n R_mn x_n, R = softmax(noise), never trained"
 
     def __init__(self, dim: int, *, grid: Grid, causal: bool = False) -> None:
         super().__init__()
@@ -124,6 +126,7 @@ class Pooling(Mixer, name="pooling"):
     packs = True
     streams = True
     source = "MetaFormer Is Actually What You Need for Vision (2021), arXiv:2111.11418"
+    equation = "y_p = mean(x_n for n in the window of p) - x_p"
     alternatives = {"pool_size": 5, "backend": "reference"}
     inert = frozenset({"backend"})
 

@@ -22,8 +22,9 @@ _CONVS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 class SeparableConv(Mixer, name="conv"):
-    """`pointwise C -> E, StarReLU, depthwise K x K, pointwise E -> C`. ConvFormer (2022), arXiv:2210.13452.
+    """A depthwise convolution between two linear layers, an inverted bottleneck. ConvFormer (2022), arXiv:2210.13452.
 
+    In order: `linear C -> E, StarReLU, depthwise K x K, linear E -> C`.
     StarReLU is `s relu(x)**2 + b` with one learnable s and b. Padding tokens count as the zeros outside of the grid;
     the causal form passes over them.
 
@@ -41,6 +42,7 @@ class SeparableConv(Mixer, name="conv"):
     packs = True
     streams = True
     source = "MetaFormer Baselines for Vision (2022), arXiv:2210.13452"
+    equation = "y = W2 depthwise(StarReLU(W1 x))"
     alternatives = {"expansion_ratio": 1.5, "kernel_size": 3}
     formerly: ClassVar = {
         "act_scale": "act.scale", "act_bias": "act.bias", "weight": "conv.weight", "conv_bias": "conv.bias"

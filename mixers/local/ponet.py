@@ -46,6 +46,7 @@ class PoNet(Mixer, name="ponet"):
     complexity = "N"
     memory = "N"
     source = "PoNet (2021), arXiv:2110.02442"
+    equation = "y_t = W_o ((g + segmax(S)_t) * O_t + localmax(L)_t), g = softmax(mean(Q) K^T / sqrt(D)) K"
     alternatives = {"num_heads": 2, "head_dim": 16, "segment_num": 4, "segment_length": 5, "window": 5}
 
     def __init__(

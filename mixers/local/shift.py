@@ -43,6 +43,7 @@ class Shift(Mixer, name="shift"):
     packs = True
     streams = True
     source = "When Shift Operation Meets Vision Transformer (2022), arXiv:2201.10801"
+    equation = "y_p = x_{p - d_g} for every channel group g"
     alternatives = {"distance": 2, "fraction": 0.75, "padding": "wrap", "backend": "reference"}
     inert = frozenset({"backend"})
 
@@ -123,7 +124,7 @@ class Shift(Mixer, name="shift"):
 
 
 class MixShift(Mixer, name="mix_shift"):
-    """Mix and shift from fine to coarse. MS-MLP (2022), arXiv:2202.06510.
+    """Groups of channels from further and further away, each mixed by a convolution. MS-MLP (2022), arXiv:2202.06510.
 
     Channel group i is rolled by `shift_dist[i]` along W (around the border) and then mixed by a depthwise convolution
     of side `mix_size[i]`; the same is done along H with other weights, and the two are added. The further a group
@@ -142,6 +143,7 @@ class MixShift(Mixer, name="mix_shift"):
     axes = (2,)
     masks = True
     source = "Mixing and Shifting: Exploiting Global and Local Dependencies in Vision MLPs (2022), arXiv:2202.06510"
+    equation = "y_g = depthwise_g(roll_W(x_g, d_g)) + depthwise'_g(roll_H(x_g, d_g)) for every channel group g"
     alternatives = {"shift_dist": (-3, -1, 0, 1, 3), "mix_size": (1, 1, 3, 3, 3), "backend": "reference"}
     inert = frozenset({"backend"})
 

@@ -21,10 +21,11 @@ from .mlp import MlpMixer
 
 
 class GMlp(MatrixMixer, name="gmlp"):
-    """A channel MLP with spatial gating, `W2 (u * (S norm(v) + b))`, `[u, v] = act(W1 x)`. gMLP, arXiv:2105.08050.
+    """A channel MLP gated by a linear layer along the tokens. gMLP: Liu et al. (2021), arXiv:2105.08050.
 
-    It mixes channels, too, so that the block around it needs no channel mixer. S starts near zero and b at one: at
-    first the gate is open everywhere. The causal form, ours, makes S lower triangular.
+    `y = W2 (u * (S norm(v) + b))`, `[u, v] = act(W1 x)`. It mixes channels, too, so that the block around it needs no
+    channel mixer. S starts near zero and b at one: at first the gate is open everywhere. The causal form, ours, makes S
+    lower triangular.
 
     Args:
         dim: channels C.
@@ -35,6 +36,7 @@ class GMlp(MatrixMixer, name="gmlp"):
     """
 
     source = "Pay Attention to MLPs (2021), arXiv:2105.08050"
+    equation = "y = W2 (u * (S norm(v) + b)), [u, v] = act(W1 x)"
     alternatives = {"ratio": 6.0, "activation": "relu"}
 
     def __init__(
@@ -105,6 +107,7 @@ class NiNformer(PositionMixer, name="ninformer"):
     streams = False
     complexity = "N"
     source = "NiNformer: A Network in Network Transformer with Token Mixing (2024), arXiv:2403.02411"
+    equation = "y = (W x + b) * M(x), M: an MLP-Mixer block"
     alternatives = {"token_hidden": 20, "channel_hidden": 40, "backend": "reference"}
     inert = frozenset({"backend"})
 

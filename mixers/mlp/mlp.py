@@ -36,6 +36,7 @@ class Dense(MatrixMixer, name="dense"):
     """
 
     source = "JustDense: Just using Dense instead of Sequence Mixer (2025), arXiv:2508.09153"
+    equation = "y_m = sum_n A_mn x_n"
     alternatives = {"num_heads": 2}
 
     def __init__(
@@ -97,6 +98,7 @@ class ResMlp(MatrixMixer, name="resmlp"):
     """
 
     source = "ResMLP: Feedforward networks for image classification (2021), arXiv:2105.03404"
+    equation = "y = W x + b, along the tokens"
 
     def __init__(self, dim: int, *, grid: Grid, causal: bool = False) -> None:
         super().__init__(dim, grid=grid, causal=causal)
@@ -144,6 +146,7 @@ class MlpMixer(PositionMixer, name="mlp_mixer"):
 
     complexity = "N"
     source = "MLP-Mixer: An all-MLP Architecture for Vision (2021), arXiv:2105.01601"
+    equation = "y = W2 act(W1 x + b1) + b2, along the tokens"
     alternatives = {"token_ratio": 1.0, "token_hidden": 40, "activation": "relu", "backend": "reference"}
     inert = frozenset({"backend"})
 

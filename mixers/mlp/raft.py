@@ -98,6 +98,7 @@ class Raft(Mixer, name="raft"):
     complexity = "N sqrt(N)"
     memory = "N"
     source = "RaftMLP: How Much Can Be Done Without Attention and with Less Spatial Locality? (2021), arXiv:2108.04384"
+    equation = "y = h(v(x)), v(x) = x + mlp(norm(x)) along columns, h the same along rows"
     alternatives = {"raft_size": 4, "token_ratio": 3.0, "native_grid": (4, 4), "backend": "reference"}
     inert = frozenset({"backend"})
 

@@ -86,6 +86,7 @@ class Strip(Mixer, name="strip"):
     complexity = "N sqrt(N)"
     memory = "N"
     source = "Strip-MLP: Efficient Token Interaction for Vision MLP (2023), arXiv:2307.11458"
+    equation = "y = W_o [columns(rows(x1)), a conv7x3(x2) + b conv3x7(x2) + c x2], [x1, x2] = gelu(norm(W x))"
     alternatives = {"patches": 2}
 
     grid: Grid

@@ -17,11 +17,12 @@ from .recurrent_mixer import log_uniform_dt_bias
 
 
 class Delta(LinearHeads, name="delta"):
-    """The delta rule, gated: DeltaNet (2024), arXiv:2406.06484, and Gated DeltaNet (2024), arXiv:2412.06464.
+    """A state that overwrites what it holds under a key, with a gate. Gated DeltaNet (2024), arXiv:2412.06464.
 
         S' = exp(g_t) S_{t-1};   S_t = S' + k_t (beta_t (v_t - S'^T k_t))^T;   y_t = scale * q_t S_t
 
     q and k have unit length, beta_t = sigmoid(.) and g_t = -exp(A_log) softplus(. + dt_bias) come from the token.
+    Without the gate (`gated=False`) it is DeltaNet (2024), arXiv:2406.06484.
 
     Args:
         dim: number of channels C.
@@ -41,6 +42,7 @@ class Delta(LinearHeads, name="delta"):
     """
 
     source = "Gated Delta Networks (2024), arXiv:2412.06464"
+    equation = "S_t = exp(g_t) S_{t-1} + k_t (beta_t (v_t - exp(g_t) S_{t-1}^T k_t))^T, y_t = q_t S_t"
     alternatives = {"num_heads": 2, "head_dim": 16, "head_v_dim": 16, "d_conv": 0, "norm_eps": 0.1}
 
     def __init__(

@@ -67,6 +67,7 @@ class LinearAttention(LinearHeads, name="linear_attention"):
     """
 
     source = "Transformers are RNNs (2020), arXiv:2006.16236"
+    equation = "S_t = decay_t S_{t-1} + phi(k_t) v_t^T, y_t = phi(q_t) S_t"
     alternatives = {
         "num_heads": 2,
         "head_dim": 16,

@@ -68,6 +68,7 @@ class SS2D(Mixer, name="ss2d"):
     complexity = "N"
     memory = "N"
     source = "VMamba (2024), arXiv:2401.10166"
+    equation = "y = W_o norm(sum_k unscan_k(S6_k(scan_k(u)))), u = silu(depthwise(W x))"
     alternatives = {
         "d_state": 4,
         "d_conv": 5,

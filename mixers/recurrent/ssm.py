@@ -53,6 +53,7 @@ class Mamba(RecurrentMixer, name="mamba"):
     """
 
     source = "Mamba (2023), arXiv:2312.00752"
+    equation = "h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t, y_t = (C_t h_t + D u_t) * silu(z_t)"
     projections = ("in_proj", "out_proj")
     alternatives = {
         "d_state": 4,
@@ -226,6 +227,7 @@ class Mamba2(RecurrentMixer, name="mamba2"):
     """
 
     source = "Transformers are SSMs (2024), arXiv:2405.21060"
+    equation = "S_t = exp(dt_t A) S_{t-1} + dt_t B_t u_t^T, y_t = norm((C_t S_t + D u_t) * silu(z_t))"
     projections = ("in_proj", "out_proj")
     alternatives = {
         "d_state": 16,

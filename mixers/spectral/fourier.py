@@ -73,6 +73,7 @@ class FNet(Mixer, name="fnet"):
 
     complexity = "N log N"
     source = "FNet: Mixing Tokens with Fourier Transforms (2021), arXiv:2105.03824"
+    equation = "y = Re(F_tokens F_channels x)"
     alternatives = {"norm": "ortho"}
 
     def __init__(self, dim: int, *, norm: Literal["backward", "ortho"] = "backward") -> None:
@@ -112,6 +113,7 @@ class GlobalFilter(Mixer, name="global_filter"):
     needs_grid = True
     complexity = "N log N"
     source = "Global Filter Networks for Image Classification (2021), arXiv:2107.00645"
+    equation = "y = F^-1(W * F x)"
 
     def __init__(self, dim: int, *, grid: Grid) -> None:
         super().__init__()
@@ -217,6 +219,7 @@ class AFNO(_SpectralMlp, name="afno"):
     """
 
     source = "Adaptive Fourier Neural Operators (2021), arXiv:2111.13587"
+    equation = "y = F^-1 shrink(relu(F x W1 + b1) W2 + b2) + x"
     alternatives = {
         "num_blocks": 4,
         "hidden_size_factor": 2,
@@ -281,6 +284,7 @@ class AFF(_SpectralMlp, name="aff"):
     """
 
     source = "Adaptive Frequency Filters As Efficient Global Token Mixers (2023), arXiv:2307.14008"
+    equation = "y = F^-1(M * F x) + x, M = shrink(act(F x W1 + b1) W2 + b2)"
     alternatives = {"num_blocks": 4, "hidden_size_factor": 2, "sparsity_threshold": 0.0, "activation": "silu"}
 
     def __init__(

@@ -164,7 +164,7 @@ class HyenaFilter(nn.Module):
 
 
 class LongConv(_LongConv, name="long_conv"):
-    """Hyena of order 2: an implicit convolution as long as the sequence between two gates. arXiv:2302.10866 (2023).
+    """An implicit convolution as long as the sequence between two gates. Hyena, order 2 (2023), arXiv:2302.10866.
 
         [x1 | x2 | v] = shortconv(in_proj(x));   w = x1 v;   y = out_proj(x2 (k * w + bias w))
 
@@ -185,6 +185,7 @@ class LongConv(_LongConv, name="long_conv"):
     """
 
     source = "Hyena Hierarchy (2023), arXiv:2302.10866"
+    equation = "y = W_o (x2 * (k conv (x1 * v))), [x1, x2, v] = shortconv(W x)"
     alternatives = {
         "l_max": 512, "filter_order": 16, "emb_dim": 5, "num_inner_mlps": 1, "short_filter_order": 4, "w": 10.0
     }  # fmt: skip
@@ -295,6 +296,7 @@ class BaseConv(_LongConv, name="base_conv"):
     """
 
     source = "Zoology (2023), arXiv:2312.04927"
+    equation = "y = conv(x) * (W x + b) + x"
     alternatives = {"l_max": 512, "kernel_size": -1}
     requires = {"l_max": {"kernel_size": -1}, "implicit_long_conv": {"kernel_size": -1}}
 

@@ -20,7 +20,7 @@ from ..recurrent.ssm import Mamba2
 
 
 class MixedSSM(SS2D, name="mixed_ssm"):
-    """The mixed state-space model of VFIMamba (2024), arXiv:2407.02315: `SS2D` over interleaved frames.
+    """Four selective scans over the interleaved frames of a clip. VFIMamba (2024), arXiv:2407.02315.
 
     Four scans with parameters of their own read pixel by pixel, of each pixel all frames: by rows, by columns, and both
     backwards. The convolution sees one frame. Published for two frames; any number will do.
@@ -42,6 +42,7 @@ class MixedSSM(SS2D, name="mixed_ssm"):
 
     axes = (3,)
     source = "VFIMamba (2024), arXiv:2407.02315"
+    equation = "y = W_o norm(sum_k unscan_k(S6_k(scan_k(u)))), u = silu(depthwise(W x)), scans over interleaved frames"
     alternatives = {"d_state": 4, "d_conv": 5, "ssm_ratio": 1.0, "dt_rank": 5}
 
     def __init__(
@@ -100,6 +101,7 @@ class Mate(Mixer, name="mate"):
     complexity = "N"
     memory = "N"
     source = "LinGen (2024), arXiv:2412.09856"
+    equation = "y = MA(x) + TE(x), MA: Mamba-2 forwards and backwards along the clip, TE: attention in boxes"
     alternatives = {"d_state": 16, "expand": 1, "review": 0, "window": (1, 2, 2), "head_dim": 8}
 
     def __init__(

@@ -114,6 +114,8 @@ class ConvMlp(ChannelMixer):
 
     axes = (2,)
     mixes_tokens = True
+    source = "Strip-MLP: Efficient Token Interaction for Vision MLP (2023), arXiv:2307.11458"
+    equation = "y = W2 grn(gelu(W1 norm(depthwise(x)))), grn: global response norm"
     alternatives = {"ratio": 2.0, "kernel_size": 3, "eps": 0.1}
 
     def __init__(self, dim: int, *, ratio: Positive = 3.0, kernel_size: OddSize = 7, eps: Epsilon = 1e-5) -> None:

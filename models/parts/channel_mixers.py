@@ -49,6 +49,8 @@ class Mlp(ChannelMixer):
         dropout: probability, after the activation and after the second layer.
     """
 
+    source = "Attention Is All You Need (2017), arXiv:1706.03762"
+    equation = "y = W2 act(W1 x + b1) + b2"
     alternatives = {"ratio": 2.0, "hidden": 24, "act": "relu", "dropout": 0.5}
 
     def __init__(
@@ -90,6 +92,8 @@ class GatedMlp(ChannelMixer):
         bias: biases in both layers.
     """
 
+    source = "GLU Variants Improve Transformer (2020), arXiv:2002.05202"
+    equation = "y = W2 (act(Wg x) * (Wu x))"
     alternatives = {"ratio": 2.0, "hidden": 24, "multiple_of": 64, "act": "gelu"}
 
     def __init__(

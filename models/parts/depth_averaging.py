@@ -38,6 +38,8 @@ class SelectiveChannelMixer(ChannelMixer):
         ConfigError: a width that does not divide the channels.
     """
 
+    source = "MambaMixer (2024), arXiv:2403.19888"
+    equation = "y = mamba(x) + reverse(mamba'(reverse(x))), along the groups of channels of every token"
     alternatives = {"width": 8, "d_state": 4, "d_conv": 2, "expand": 1}
 
     def __init__(self, dim: int, *, width: Size = 16, d_state: Size = 16, d_conv: Size = 4, expand: Size = 2) -> None:

@@ -129,6 +129,8 @@ class InvertedResidualMixer(InvertedResidual, ChannelMixer):
     axes = (2,)
     mixes_tokens = True
     mixes_batch = True
+    source = "MobileNetV2 (2018), arXiv:1801.04381"
+    equation = "y = x + norm(W2 act(norm(depthwise3x3(act(norm(W1 x))))))"
     alternatives = {"ratio": 1.0, "act": "relu"}
 
     def __init__(self, dim: int, *, ratio: Positive = 2.0, act: str = "silu") -> None:

@@ -36,6 +36,8 @@ class ChannelAttentionConv(OneNode, ChannelMixer):
 
     axes = (2, 3)
     mixes_tokens = True
+    source = "VFIMamba (2024), arXiv:2407.02315"
+    equation = "y = u * sigmoid(W2 relu(W1 mean(u))), u = conv3x3(gelu(conv3x3(x)))"
     alternatives = {"compress": 2, "squeeze": 8}
 
     def __init__(self, dim: int, *, compress: Size = 3, squeeze: Size = 30) -> None:

@@ -20,11 +20,16 @@ def test_page_follows_the_registry(monkeypatch, tmp_path):
     table.main(["--check"])
 
     class Mirror(Mixer):
-        """Every token twice. Nobody (2026)."""
+        """Every token twice. Nobody (2026).
+
+        Args:
+            angle: of the glass.
+        """
 
         axes = (1,)
         complexity = "N^7"
         source = "no paper"
+        equation = "y = (x, x)"
 
         def __init__(self, dim: int, *, angle: float = 0.5) -> None:
             super().__init__()
@@ -33,7 +38,8 @@ def test_page_follows_the_registry(monkeypatch, tmp_path):
     monkeypatch.setitem(MIXERS, "mirror", Mirror)
     page = table.render()
     assert "| [`mirror`](#mirror) | 1 | cannot |  |  |  |  | N^7 | N | no paper |" in page
-    assert "| `angle` | `0.5` | `float` |" in page
+    assert "| `angle` | float | `0.5` | of the glass. |" in page
+    assert "`y = (x, x)`" in page
     with pytest.raises(SystemExit, match="out of date"):
         table.main(["--check"])
     assert all(f"[`{name}`]" in page for name in list_mixers())
