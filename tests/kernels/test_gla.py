@@ -26,7 +26,7 @@ def test_equal_decays_are_ssd(backend):
 def test_golden_fla(backend):
     golden = load_golden("fla_gla")
 
-    def run(q, k, v, gk, initial_state):
+    def run(q, k, v, gk, initial_state=None):
         scale = golden.kwargs["scale"]
         o, state = gla(q, k, v, gk, scale=scale, initial_state=initial_state, return_final_state=True, backend=backend)
         return {"o": o, "state": state}

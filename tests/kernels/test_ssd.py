@@ -49,12 +49,14 @@ def test_golden_mamba2_minimal(backend):
 def test_golden_mamba2_chunk_scan(backend):
     golden = load_golden("mamba2_ssd_chunk_scan")
 
-    def run(x, z, dt, B, C, A, D, dt_bias):
-        dt = torch.nn.functional.softplus(dt + dt_bias)
-        y = ssd(C, B, x, dt * A, beta=dt, backend=backend) + D[:, None] * x
-        return {"y": y * torch.nn.functional.silu(z)}
+    def run(x, dt, B, C, A, z=None, D=None, dt_bias=None):
+        dt = dt if dt_bias is None else dt + dt_bias
+        dt = torch.nn.functional.softplus(dt) if golden.kwargs["dt_softplus"] else dt
+        y = ssd(C, B, x, dt * A, beta=dt, backend=backend)
+        y = y if D is None else y + D[..., None] * x if D.dim() == 1 else y + D * x
+        return {"y": y if z is None else y * torch.nn.functional.silu(z)}
 
-    inputs = {n: golden[f"input.{n}"] for n in ("x", "z", "dt", "B", "C", "A", "D", "dt_bias")}
+    inputs = golden.group("input")
     check_golden_scan(
         run, inputs, golden, {"y": "output"}, {"y": "cotangent"}, {n: f"grad.input.{n}" for n in inputs}
     )  # fmt: skip

@@ -17,7 +17,7 @@ from mixerzoo.tests.utils import check_golden, load_golden, relative_error
 from torch import nn
 
 NORMS = {"layer_norm_2d": "group_norm", "layer_norm": "std_layer_norm"}
-ACTS = {"swish": "silu", "relu": "relu"}
+ACTS = {"swish": "silu", "relu": "relu", "gelu": "gelu"}
 
 
 def _aff_block_names(state):
@@ -36,9 +36,9 @@ def _aff_block_names(state):
     return out
 
 
-def _aff_block(dim, ratio, act, norm, **options):
+def _aff_block(dim, ratio, act, norm, num_blocks=8, **options):
     channel_mixer = {"name": "inverted_residual", "ratio": ratio, "act": act}
-    mixer = AFF(dim, num_blocks=8, activation=act)
+    mixer = AFF(dim, num_blocks=num_blocks, activation=act)
     return ChannelsFirstBlock(dim, mixer=mixer, norm=norm, channel_mixer=channel_mixer, **options)
 
 
@@ -51,6 +51,7 @@ def test_golden_block(name):
         options["mlp_ratio"],
         ACTS[options["opts_"]["model.activation.name"]],
         NORMS[options["attn_norm_layer"]],
+        num_blocks=options["num_blocks"],
         double_skip=options["double_skip"],
     )
     check_golden(

@@ -16,17 +16,34 @@ from mixerzoo.models.registry import apply_overrides
 from mixerzoo.tests.utils import Golden, check_golden, load_golden
 from torch import Tensor, nn
 
+MIXERS = {"Pooling": "pooling", "SepConv": "conv", "Attention": "attention", "Identity": "identity"}
 
-def small(name: str, golden: Golden, **changes: Any) -> dict[str, Any]:
-    """The configuration of a published model with the fixture's widths and depths."""
-    kwargs = golden.kwargs
-    sizes = {
+
+def mixer(official: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Ours, with its options, for the name of an official class."""
+    name = official.rpartition(".")[2]
+    if name.startswith("RandomMixing"):
+        return {"name": "random"}
+    own = {"Attention": "head_dim", "Pooling": "pool_size"}.get(name, "")
+    return {"name": MIXERS[name], **({own: kwargs[own]} if own in kwargs else {})}
+
+
+def small(name: str, golden: Golden) -> dict[str, Any]:
+    """The configuration of a published model with the fixture's widths, depths, mixers and ratios."""
+    kwargs, config = golden.kwargs, model_config(name)
+    sizes: dict[str, Any] = {
         "dims": kwargs.get("dims", kwargs.get("embed_dims")),
         "depths": kwargs.get("depths", kwargs.get("layers")),
         "num_classes": kwargs["num_classes"],
         "image_size": list(golden["input"].shape[2:]),
     }
-    return apply_overrides(model_config(name), {**sizes, **changes})
+    official = kwargs.get("token_mixers", "Pooling")
+    count = len(sizes["dims"])
+    sizes["mixer"] = [mixer(m, kwargs) for m in ([official] * count if isinstance(official, str) else official)]
+    ratios = set(kwargs.get("mlp_ratios", ())) or {kwargs.get("mlp_ratio", config["channel_mixer"]["ratio"])}
+    assert len(ratios) == 1, "channel mixers are the same in all stages"
+    sizes["channel_mixer"] = {**config["channel_mixer"], "ratio": float(*ratios)}
+    return apply_overrides(config, sizes)
 
 
 def convert(tensors: Mapping[str, Tensor], config: dict[str, Any], layout: str) -> Mapping[str, Tensor]:
@@ -50,9 +67,6 @@ WHOLE = [
 def test_model_equals_official(fixture: str, name: str, layout: str) -> None:
     golden = load_golden(fixture)
     config = small(name, golden)
-    if "head_dim" in golden.kwargs:
-        attention = {"name": "attention", "head_dim": golden.kwargs["head_dim"]}
-        config["mixer"] = ["conv", "conv", attention, attention]
     known = next(k for k in layouts() if k.name == layout)
     found = next(k for k in layouts() if k.matches(set(golden.params), config))
     assert found is known, f"told apart as {found.name}"
@@ -78,39 +92,49 @@ def inner(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def test_pooling_equals_timm() -> None:
     golden = load_golden("poolformer_pooling")
     channels = golden["input"].shape[1]
-    mixer = create_mixer("pooling", channels, pool_size=golden.kwargs["pool_size"])
-    check_golden(golden, NCHW(mixer), lambda p: inner(p))
+    pooling = create_mixer("pooling", channels, pool_size=golden.kwargs["pool_size"])
+    check_golden(golden, NCHW(pooling), lambda p: inner(p))
 
 
 def test_separable_conv_equals_timm() -> None:
     golden = load_golden("metaformer_sepconv")
-    mixer = create_mixer("conv", golden.kwargs["dim"])
-    check_golden(golden, NCHW(mixer), lambda p: inner(SeparableConv.convert_official(p)))
+    kwargs = golden.kwargs
+    options = {k: kwargs[k] for k in ("expansion_ratio", "kernel_size", "bias") if k in kwargs}
+    assert kwargs.get("padding", 3) == kwargs.get("kernel_size", 7) // 2, "the grid would change"
+    conv = create_mixer("conv", kwargs["dim"], **options)
+    check_golden(golden, NCHW(conv), lambda p: inner(SeparableConv.convert_official(p)))
 
 
 def test_random_mixing_equals_official() -> None:
     golden = load_golden("randformer_mixing")
-    mixer = create_mixer("random", golden["input"].shape[-1], grid=tuple(golden["input"].shape[1:3]))
-    check_golden(golden, mixer, type(mixer).convert_official)
+    random = create_mixer("random", golden["input"].shape[-1], grid=tuple(golden["input"].shape[1:3]))
+    check_golden(golden, random, type(random).convert_official)
 
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_block_equals_official(version: int) -> None:
     golden = load_golden("poolformer_block" if version == 1 else "poolformerv2_block")
-    dim = golden.kwargs["dim"]
-    config = model_config("poolformer_s12" if version == 1 else "poolformerv2_s12")
+    kwargs = golden.kwargs
+    dim, published = kwargs["dim"], model_config("poolformer_s12" if version == 1 else "poolformerv2_s12")
+    options = mixer(kwargs.get("token_mixer", "Pooling"), kwargs)
+    name = options.pop("name")
+    channel_mixer = {**published["channel_mixer"], "ratio": kwargs.get("mlp_ratio", 4.0)}
+    if version == 2:
+        acts = {"StarReLU": "star_relu", "GELU": "gelu", "ReLU": "relu"}
+        channel_mixer |= {"act": acts[kwargs["mlp_act"].rpartition(".")[2]], "bias": kwargs["mlp_bias"]}
+    layer_scale = kwargs["layer_scale_init_value"] if version == 2 else published["layer_scale"]
     block = MetaFormerBlock(
         dim,
-        mixer=create_mixer("pooling", dim),
-        norm=config["norm"],
-        channel_mixer=config["channel_mixer"],
-        layer_scale=config.get("layer_scale"),
-        res_scale=1.0 if version == 2 else None,
+        mixer=create_mixer(name, dim, **options),
+        norm=published["norm"],
+        channel_mixer=channel_mixer,
+        layer_scale=layer_scale,
+        res_scale=kwargs.get("res_scale_init_value"),
     )
     prefix = "stages.0.blocks.0."
 
     def ours(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        named = convert_blocks({prefix + k: v for k, v in params.items()}, ["pooling"])
+        named = convert_blocks({prefix + k: v for k, v in params.items()}, [name])
         return inner({k.removeprefix(prefix): v for k, v in named.items()})
 
     check_golden(golden, NCHW(block), ours)

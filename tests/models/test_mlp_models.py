@@ -82,8 +82,10 @@ def only(prefix: str, convert: Callable[..., dict[str, Tensor]], config: Mapping
 def test_isotropic_block_equals_timm(fixture: str, name: str) -> None:
     golden, config = load_golden(fixture), model_config(name)
     dim, grid = golden.kwargs["dim"], (golden.kwargs["seq_len"],)
-    if name == "gmlp_ti16":
-        config["mixer"]["ratio"] = 4.0  # the fixture's
+    if name == "mixer_s16":
+        config["mixer"]["token_ratio"], config["channel_mixer"]["ratio"] = golden.kwargs.get("mlp_ratio", (0.5, 4.0))
+    else:  # timm's default is not that of the published models
+        config["mixer" if name == "gmlp_ti16" else "channel_mixer"]["ratio"] = golden.kwargs.get("mlp_ratio", 4.0)
     block = block_of(config, dim, mixer_of(config, dim, grid))
     check_golden(golden, block, only("stages.0.blocks.0.", convert_isotropic, config, "blocks.0."))
 
@@ -92,9 +94,10 @@ def test_mixer_model_equals_timm() -> None:
     golden, config = load_golden("mlp_mixer_model"), model_config("mixer_s16")
     kwargs = golden.kwargs
     sizes = {"dim": kwargs["embed_dim"], "depth": kwargs["num_blocks"], "num_classes": kwargs["num_classes"]}
-    config = apply_overrides(
-        config, {**sizes, "patch_size": kwargs["patch_size"], "image_size": list(kwargs["img_size"])}
-    )
+    image = kwargs["img_size"]
+    sizes |= {"patch_size": kwargs["patch_size"], "image_size": list(image) if isinstance(image, list) else image}
+    config["mixer"]["token_ratio"], config["channel_mixer"]["ratio"] = kwargs.get("mlp_ratio", (0.5, 4.0))
+    config = apply_overrides(config, sizes)
     check_golden(golden, build_model(config), lambda p: convert_isotropic(p, config))
 
 
@@ -105,6 +108,8 @@ def test_mixer_model_equals_timm() -> None:
 def test_msmlp_block_equals_official(stage: int) -> None:
     golden, config = load_golden(f"msmlp_block_stage{stage}"), model_config("msmlp_tiny")
     dim, kwargs = golden.kwargs["dim"], golden.kwargs
+    assert kwargs["shift_size"] == len(kwargs["shift_dist"]) == len(kwargs["mix_size"])
+    config["channel_mixer"]["ratio"] = kwargs.get("mlp_ratio", 4.0)
     mixer = mixer_of(config, dim, (1, 1), shift_dist=kwargs["shift_dist"], mix_size=kwargs["mix_size"])
     convert = only("stages.0.blocks.0.", convert_msmlp, config, "layers.0.blocks.0.")
     check_golden(golden, NCHW(block_of(config, dim, mixer)), lambda p: inner(convert(p)))
@@ -113,9 +118,12 @@ def test_msmlp_block_equals_official(stage: int) -> None:
 def test_msmlp_model_equals_official() -> None:
     golden, config = load_golden("msmlp_model"), model_config("msmlp_tiny")
     kwargs = golden.kwargs
-    mixers = [{**config["mixer"][0], "mix_size": sizes} for sizes in kwargs["mix_size"]]
-    dim = kwargs["embed_dim"]
-    changes = {"dims": [dim, 2 * dim], "depths": kwargs["depths"], "mixer": mixers, "num_classes": 5}
+    distances = kwargs.get("shift_dist", config["mixer"][0]["shift_dist"])
+    mixers = [{**config["mixer"][0], "mix_size": sizes, "shift_dist": distances} for sizes in kwargs["mix_size"]]
+    dims, patch = [kwargs["embed_dim"] * 2**i for i in range(len(kwargs["depths"]))], kwargs["patch_size"]
+    changes = {"dims": dims, "depths": kwargs["depths"], "mixer": mixers, "num_classes": kwargs["num_classes"]}
+    changes["stem"] = {**config["stem"], "kernel_size": patch, "stride": patch}
+    changes["channel_mixer"] = {**config["channel_mixer"], "ratio": kwargs.get("mlp_ratio", 4.0)}
     config = apply_overrides(config, {**changes, "image_size": kwargs["img_size"]})
     check_golden(golden, build_model(config), lambda p: convert_msmlp(p, config))
 
@@ -171,12 +179,14 @@ def test_strip_channel_mixing_equals_official() -> None:
     prefix = "stages.0.blocks.0.channel_mixer."
     config = model_config("stripmlp_tiny")
     convert = only(prefix, convert_stripmlp, config, "blocks1.0.channel_mixing.")
-    check_golden(golden, NCHW(ConvMlp(golden.kwargs["in_channel"])), lambda p: inner(convert(p)))
+    mixer = ConvMlp(golden.kwargs["in_channel"], ratio=golden.kwargs["alpha"])
+    check_golden(golden, NCHW(mixer), lambda p: inner(convert(p)))
 
 
 def test_strip_block_equals_official() -> None:
     golden, config = load_golden("stripmlp_basic_block"), model_config("stripmlp_tiny")
     dim, grid = golden.kwargs["in_channel"], (golden.kwargs["H"], golden.kwargs["W"])
+    config["channel_mixer"]["ratio"] = golden.kwargs["alpha"]
     block = block_of(config, dim, mixer_of(config, dim, grid))
     convert = only("stages.0.blocks.0.", convert_stripmlp, config, "blocks1.0.")
     check_golden(golden, NCHW(block), lambda p: inner(convert(p)))
@@ -235,8 +245,12 @@ def raft_config(golden: Golden, grid: list[int]) -> dict[str, Any]:
     kwargs = golden.kwargs
     config = model_config("raftmlp_s")
     mixer = {**config["mixer"][0], "raft_size": kwargs["raft_size"], "native_grid": grid}
-    changes: dict[str, Any] = {"dims": [kwargs["out_channels"]], "depths": [1], "mixer": [mixer], "downsample": []}
-    return apply_overrides(config, {**changes, "stem": {"name": "multi_scale", "kernels": [4]}, "num_classes": 0})
+    mixer["token_ratio"] = float(kwargs.get("token_expansion_factor", 2))
+    depth, patch = kwargs.get("depth", 1), kwargs.get("patch_size", 4)
+    changes: dict[str, Any] = {"dims": [kwargs["out_channels"]], "depths": [depth], "mixer": [mixer], "downsample": []}
+    changes["channel_mixer"] = {**config["channel_mixer"], "ratio": float(kwargs.get("channel_expansion_factor", 4))}
+    changes["stem"] = {"name": "multi_scale", "kernels": [patch]}
+    return apply_overrides(config, {**changes, "in_chans": kwargs.get("in_channels", 3), "num_classes": 0})
 
 
 def test_raft_block_equals_official() -> None:
@@ -253,7 +267,7 @@ def test_raft_block_equals_official() -> None:
 def test_raft_level_equals_official(fixture: str) -> None:
     """With the patch embedding; at another size than the pretrained one the maps are resized."""
     golden = load_golden(fixture)
-    side = golden.kwargs["pretrained_image_size"] // 4
+    side = golden.kwargs["pretrained_image_size"] // golden.kwargs["patch_size"]
     config = raft_config(golden, [side, side])
     config["image_size"] = list(golden["input"].shape[2:])
     config["head"] = {"name": "linear", "norm": None, "pool": ""}

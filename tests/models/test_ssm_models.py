@@ -165,17 +165,30 @@ def test_official_checkpoint_of_vmamba(tmp_path, ratio: float) -> None:
 
 def test_block_of_vmamba_equals_official() -> None:
     golden, config = load_golden("vmamba_vssblock"), model_config("vmamba_tiny")
-    mixer = create_mixer(config["mixer"]["name"], 8)
-    given = {"mixer": mixer, "norm": config["norm"], "channel_mixer": config["channel_mixer"]}
-    block = BLOCKS.build("metaformer", 8, key="model.block", **given)
+    kwargs = golden.kwargs
+    dim, rank = kwargs["hidden_dim"], kwargs.get("ssm_dt_rank", "auto")
+    mixer = create_mixer(
+        config["mixer"]["name"],
+        dim,
+        d_state=kwargs["ssm_d_state"],
+        d_conv=kwargs.get("ssm_conv", 3),
+        ssm_ratio=kwargs["ssm_ratio"],
+        dt_rank=None if rank == "auto" else rank,
+        gate=not kwargs["forward_type"].endswith("_noz"),
+        conv_bias=kwargs.get("ssm_conv_bias", True),
+    )
+    given = {"mixer": mixer, "norm": config["norm"]}
+    given["channel_mixer"] = {**config["channel_mixer"], "ratio": kwargs["mlp_ratio"]}
+    block = BLOCKS.build("metaformer", dim, key="model.block", **given)
 
     def convert(params: Any) -> dict[str, Tensor]:
         state = convert_vmamba({f"layers.0.blocks.0.{k}": v for k, v in params.items()}, config)
         return {k.removeprefix("stages.0.blocks.0."): v for k, v in state.items()}
 
-    check_golden(
-        golden, block, convert, to_ours=lambda x: x.permute(0, 2, 3, 1), to_theirs=lambda y: y.permute(0, 3, 1, 2)
-    )
+    to_ours = to_theirs = lambda x: x
+    if kwargs.get("channel_first", False):
+        to_ours, to_theirs = lambda x: x.permute(0, 2, 3, 1), lambda y: y.permute(0, 3, 1, 2)
+    check_golden(golden, block, convert, to_ours=to_ours, to_theirs=to_theirs)
 
 
 @pytest.mark.parametrize(

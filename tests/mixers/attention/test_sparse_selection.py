@@ -53,25 +53,40 @@ def test_golden_pbs():
 def test_golden_mean_pooling():
     golden, names = load_golden("block_sparse_meanpool_attn"), ("query_states", "key_states", "value_states")
     q, k, v = leaves = tokens_first(golden, *names)
-    size = golden.kwargs["block_size"]
-    mask, scores = mean_pooled_blocks(q, k, block_size=size, threshold=golden.kwargs["threshold"])
+    options = golden.kwargs
+    size = options["block_size"]
+    mask, scores = mean_pooled_blocks(
+        q, k, block_size=size, threshold=options["threshold"], first_block=options["force_select_first_block"],
+        current_block=options["force_select_current_block"],
+    )  # fmt: skip
     assert torch.equal(mask, golden["output.block_mask"])
     assert relative_error(scores, golden["output.block_attn_scores"]) < 1e-5
     y = block_sparse_attention(q, k, v, blocks_of_mask(mask, size, size), causal=True)
     check_attention(golden, leaves, y, names=names)
 
 
+def every_block(ids, size=8):
+    """All blocks of a sequence of ids (B, N)."""
+    count = -(-ids.shape[1] // size)
+    return blocks_of_mask(torch.ones(1, 1, count, count, dtype=torch.bool), size, size)
+
+
+def reach(window, options):
+    """Tokens that the window shows, the query's own included: officially one more unless the diagonal is excluded."""
+    return window + (not options.get("EXCLUDE_DIAGONAL", True))
+
+
 @pytest.mark.parametrize("name", ["sepllm_attention", "sepllm_attention_streamingllm"])
 def test_golden_sepllm(name):
     golden, options = load_golden(name), load_golden(name).kwargs
     q, k, v = leaves = tokens_first(golden, "q", "k", "v")
-    window, separators = options["prefill_local_window_size"], options["separator_token_ids"]
+    window, separators = reach(options["prefill_local_window_size"], options), options["separator_token_ids"]
     everywhere, visible = visible_by_separators(
         golden["input.input_ids"], separators, window=window, initial=options["init_tok_max_idx"] + 1,
         streaming=options["streamingLLM"],
     )  # fmt: skip
     assert torch.equal(visible, golden["output.attn_mask_visible"][:, 0])
-    blocks = blocks_of_mask(torch.ones(1, 1, 3, 3, dtype=torch.bool), 8, 8)
+    blocks = every_block(golden["input.input_ids"])
     y = block_sparse_attention(q, k, v, blocks, causal=True, window=window, global_keys=everywhere)
     check_attention(golden, leaves, y, "output.out", "cotangent.out", ("q", "k", "v"))
 
@@ -80,12 +95,14 @@ def test_golden_sepllm_by_layer_with_padding():
     golden = load_golden("sepllm_attention_layerwise_leftpad")
     options, ids = golden.kwargs, golden["input.input_ids"]
     q, k, v = tokens_first(golden, "q", "k", "v")
-    blocks = blocks_of_mask(torch.ones(1, 1, 2, 2, dtype=torch.bool), 8, 8)
+    blocks = every_block(ids)
+    padding = options["PADDING_ID"] if options["BATCH_ADAPTIVE_INIT_POS"] else None
     outputs = []
-    for layer, window in enumerate(options["prefill_loc_win_size_list"]):
+    for layer, size in enumerate(options["prefill_loc_win_size_list"]):
+        window = reach(size, options)
         everywhere, visible = visible_by_separators(
             ids, options["separator_token_ids"], window=window, initial=options["init_tok_max_idx"] + 1,
-            padding_id=options["PADDING_ID"],
+            streaming=options.get("streamingLLM", False), padding_id=padding,
         )  # fmt: skip
         assert torch.equal(visible, golden["output.attn_mask_visible"][layer, :, 0])
         outputs.append(block_sparse_attention(q, k, v, blocks, causal=True, window=window, global_keys=everywhere))

@@ -61,7 +61,7 @@ def test_golden_block_with_pruning():
         mixer=_mixer(golden),
         norm={"name": "layer_norm", "eps": 1e-5},
         channel_mixer={"name": "mlp", "ratio": options["mlp_ratio"]},
-        token_keep_rate=options["token_keep_rate"],
+        token_keep_rate=options["token_keep_rate"] if options["token_pruning_this_layer"] else 1.0,
         diluted=True,
     )
     before = golden["input.prev_token_mask"]

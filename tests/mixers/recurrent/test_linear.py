@@ -80,11 +80,18 @@ def test_golden_fixed_decays():
     """The published constants with the scan, outputs and gradients. Retention's fixture is head first."""
     golden = load_golden("fla_lightning_attn")
     layer = golden.kwargs
-    decay = lightning_decay(4, 8.0 * (1 - layer["layer_idx"] / layer["num_layers"]))
+    batch, length, heads, _ = golden["input.q"].shape
+    decay = lightning_decay(heads, 8.0 * (1 - layer["layer_idx"] / layer["num_layers"]))
     assert relative_error(decay, golden["output.g_gamma"]) < 1e-6
     q, k, v, initial = (golden[f"input.{n}"].clone().requires_grad_() for n in ("q", "k", "v", "initial_state"))
     y, state = ssd(
-        q, k, v, decay.expand(2, 12, 4), scale=layer["scale"], initial_state=initial, return_final_state=True
+        q,
+        k,
+        v,
+        decay.expand(batch, length, heads),
+        scale=layer["scale"],
+        initial_state=initial,
+        return_final_state=True,
     )
     assert relative_error(y, golden["output.o"]) < 1e-5
     ((y * golden["cotangent.o"]).sum() + (state * golden["cotangent.final_state"]).sum()).backward()
@@ -93,7 +100,8 @@ def test_golden_fixed_decays():
 
     golden = load_golden("fla_retention")
     q, k, v = (golden[f"input.{n}"].transpose(1, 2).clone().requires_grad_() for n in "qkv")
-    y = ssd(q, k, v, retention_decay(4).expand(2, 12, 4), scale=golden.kwargs["scale"])
+    batch, length, heads, _ = q.shape
+    y = ssd(q, k, v, retention_decay(heads).expand(batch, length, heads), scale=golden.kwargs["scale"])
     assert relative_error(y.transpose(1, 2), golden["output.o"]) < 1e-5
     (y.transpose(1, 2) * golden["cotangent.o"]).sum().backward()
     for name, tensor in (("q", q), ("k", k), ("v", v)):

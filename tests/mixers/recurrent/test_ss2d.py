@@ -9,7 +9,6 @@ from mixerzoo.kernels import grid_scan
 from mixerzoo.kernels.selective_scan import selective_scan
 from mixerzoo.mixers import create_mixer, mixer_class
 from mixerzoo.mixers.recurrent import ss2d
-from mixerzoo.models.parts.blocks import MetaFormerBlock
 from mixerzoo.tests.utils import check_golden, load_golden, relative_error
 
 
@@ -21,30 +20,24 @@ def first(x):
     return x.movedim(-1, 1)
 
 
-def test_v0():
-    mixer = create_mixer("ss2d", 8, gate=True, d_state=4, ssm_ratio=2.0, conv_bias=True)
-    check_golden(load_golden("vmamba_ss2d_v0"), mixer, mixer_class("ss2d").convert_official)
-
-
-def test_v05_noz():
-    mixer = create_mixer("ss2d", 8)
-    convert = mixer_class("ss2d").convert_official
-    check_golden(load_golden("vmamba_ss2d_v05_noz"), mixer, convert, to_ours=last, to_theirs=first)
-
-
-def test_vssblock():
-    block = MetaFormerBlock(8, mixer=create_mixer("ss2d", 8), norm={"name": "layer_norm", "eps": 1e-5})
-
-    def convert(official):
-        op = {k.removeprefix("op."): v for k, v in official.items() if k.startswith("op.")}
-        ours = {f"mixer.{k}": v for k, v in mixer_class("ss2d").convert_official(op).items()}
-        for key, value in official.items():
-            if not key.startswith("op."):
-                name = key.replace("mlp.", "channel_mixer.").replace("norm.", "norm1.")
-                ours[name] = value.flatten(1) if value.ndim == 4 else value
-        return ours
-
-    check_golden(load_golden("vmamba_vssblock"), block, convert, to_ours=last, to_theirs=first)
+@pytest.mark.parametrize("name", ["vmamba_ss2d_v0", "vmamba_ss2d_v05_noz"])
+def test_golden(name):
+    golden = load_golden(name)
+    kwargs = golden.kwargs
+    rank = kwargs.get("dt_rank", "auto")
+    mixer = create_mixer(
+        "ss2d",
+        kwargs["d_model"],
+        d_state=kwargs["d_state"],
+        d_conv=kwargs.get("d_conv", 3),
+        ssm_ratio=kwargs["ssm_ratio"],
+        dt_rank=None if rank == "auto" else rank,
+        gate=not kwargs["forward_type"].endswith("_noz"),
+        conv_bias=kwargs.get("conv_bias", True),
+        bias=kwargs.get("bias", False),
+    )
+    layout = {"to_ours": last, "to_theirs": first} if kwargs.get("channel_first", False) else {}
+    check_golden(golden, mixer, mixer_class("ss2d").convert_official, **layout)
 
 
 @pytest.mark.parametrize("backend", ["eager", "reference"])

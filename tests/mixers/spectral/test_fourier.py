@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -15,6 +16,7 @@ from mixerzoo.mixers.spectral.spectrum import from_modes, low_modes, to_modes
 from mixerzoo.tests.utils import check_golden, load_golden, relative_error
 from mixerzoo.training.cost import measure_activation_bytes, measure_flops
 from torch import nn
+from transformers.activations import ACT2FN
 
 
 def _grid(golden):
@@ -82,13 +84,13 @@ def test_golden_fnet():
 class _FNetBlock(nn.Module):
     """Mixing, residual and norm, and with `hidden` the feed-forward half: what FNet builds around the mixer."""
 
-    def __init__(self, dim, eps=1e-12, hidden=None):
+    def __init__(self, dim, eps=1e-12, hidden=None, act="gelu_new"):
         super().__init__()
         self.mixer = FNet(dim)
         self.norm1 = nn.LayerNorm(dim, eps=eps)
         self.ff = None
         if hidden:
-            self.ff = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, dim))
+            self.ff = nn.Sequential(nn.Linear(dim, hidden), copy.deepcopy(ACT2FN[act]), nn.Linear(hidden, dim))
             self.norm2 = nn.LayerNorm(dim, eps=eps)
 
     def forward(self, x):
@@ -105,7 +107,7 @@ def test_golden_fnet_block():
 def test_golden_fnet_layer():
     golden = load_golden("fnet_layer")
     sizes = golden.kwargs
-    block = _FNetBlock(sizes["hidden_size"], sizes["layer_norm_eps"], sizes["intermediate_size"])
+    block = _FNetBlock(sizes["hidden_size"], sizes["layer_norm_eps"], sizes["intermediate_size"], sizes["hidden_act"])
     names = {"fourier.output.LayerNorm": "norm1", "intermediate.dense": "ff.0", "output.dense": "ff.2"}
 
     def convert(state):

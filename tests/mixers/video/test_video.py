@@ -26,17 +26,24 @@ def to_batch(y):
 
 
 def test_mixed_ssm_equals_vfimamba():
-    mixer = create_mixer("mixed_ssm", 6, d_state=4, dt_rank=2, official_unmerge=True)
+    golden = load_golden("vfimamba_ss2d")
+    kwargs = golden.kwargs
+    mixer = create_mixer(
+        "mixed_ssm", kwargs["d_model"], d_state=kwargs["d_state"], d_conv=kwargs["d_conv"],
+        ssm_ratio=kwargs["expand"], dt_rank=None if kwargs["dt_rank"] == "auto" else kwargs["dt_rank"],
+        official_unmerge=True,
+    )  # fmt: skip
     check_golden(
-        load_golden("vfimamba_ss2d"), mixer, mixer_class("mixed_ssm").convert_official,
+        golden, mixer, mixer_class("mixed_ssm").convert_official,
         to_ours=to_clips, to_theirs=to_batch,
     )  # fmt: skip
 
 
 def test_scan_and_places_are_the_official_ones():
     golden = load_golden("vfimamba_ss2d")
-    mixer = create_mixer("mixed_ssm", 6, official_unmerge=True)
-    grid = (2, 3, 4)
+    dim = golden.kwargs["d_model"]
+    mixer = create_mixer("mixed_ssm", dim, official_unmerge=True)
+    grid = (2, *golden["input"].shape[1:3])
     index = mixer.order.table(grid).index.view(-1, 4).T  # paths side by side
     assert torch.equal(index, golden["output.scan_token_ids"])
     place = mixer.places.table(grid).inverse
@@ -44,7 +51,7 @@ def test_scan_and_places_are_the_official_ones():
     inverse = place // 4
     theirs = golden["output.unmerge_positions"].flatten(1)[[0, 2, 1, 3]]  # rows and columns alternate there
     assert torch.equal(inverse, theirs)
-    right = create_mixer("mixed_ssm", 6)
+    right = create_mixer("mixed_ssm", dim)
     assert right.order.key == right.places.key
     assert not torch.equal(right.places.table(grid).inverse[1], mixer.places.table(grid).inverse[1])
 

@@ -21,6 +21,9 @@ def mamba_config(kwargs, name):
         mixer = {"name": "mamba", "dt_rank": kwargs["time_step_rank"]}
     else:
         mixer = {"name": "mamba2", "head_dim": kwargs["head_dim"], "ngroups": kwargs["n_groups"]}
+        mixer["norm_eps"] = kwargs["layer_norm_epsilon"]
+        if "time_step_limit" in kwargs:
+            mixer["dt_limit"] = [float(edge) for edge in kwargs["time_step_limit"]]
     mixer.update(
         d_state=kwargs["state_size"],
         d_conv=kwargs["conv_kernel"],
@@ -143,7 +146,8 @@ def test_transformers_fnet(tmp_path):
 
 def test_untied_head_into_a_tied_model(tmp_path):
     golden = load_golden("mamba2_lm")
-    save_file(golden.params, tmp_path / "model.safetensors")
+    embedding = golden["param.backbone.embeddings.weight"]
+    save_file({**golden.params, "lm_head.weight": embedding + 1}, tmp_path / "model.safetensors")
     config = {**mamba_config(golden.kwargs, "mamba2_lm"), "tie_embeddings": True}
     with pytest.raises(ConfigError, match="tie_embeddings"):
         create_model(config, checkpoint=tmp_path / "model.safetensors")
@@ -152,8 +156,9 @@ def test_untied_head_into_a_tied_model(tmp_path):
 def test_another_depth_is_reported(tmp_path):
     golden = load_golden("mamba1_lm")
     save_file(golden.params, tmp_path / "model.safetensors")
-    config = {**mamba_config(golden.kwargs, "mamba1_lm"), "depth": 3}
-    with pytest.raises(ConfigError, match=r"blocks\.2"):
+    depth = golden.kwargs["num_hidden_layers"]
+    config = {**mamba_config(golden.kwargs, "mamba1_lm"), "depth": depth + 1}
+    with pytest.raises(ConfigError, match=rf"blocks\.{depth}"):
         create_model(config, checkpoint=tmp_path / "model.safetensors")
 
 
@@ -285,6 +290,7 @@ def test_state_spaces_own_configuration(tmp_path):
     eps = golden.kwargs["layer_norm_epsilon"]
     if eps == 1e-5:
         create_model(config, checkpoint=tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({**theirs, "n_layer": 9}))
-    with pytest.raises(ConfigError, match="depth is 9 there"):
+    deeper = golden.kwargs["num_hidden_layers"] + 1
+    (tmp_path / "config.json").write_text(json.dumps({**theirs, "n_layer": deeper}))
+    with pytest.raises(ConfigError, match=f"depth is {deeper} there"):
         create_model(config, checkpoint=tmp_path)

@@ -54,7 +54,7 @@ def test_mqar_is_the_published_one_bit_by_bit(random, suffix):
     ids, target = all_of(task, "train")
     assert np.array_equal(ids, golden[f"output.inputs{suffix}"].numpy())
     assert np.array_equal(target, golden[f"output.labels{suffix}"].numpy())
-    check_mqar(ids, target, vocab_size=64, pairs=4, filler_is_zero=not random)
+    check_mqar(ids, target, vocab_size=given["vocab_size"], pairs=given["num_kv_pairs"], filler_is_zero=not random)
 
 
 @pytest.mark.parametrize("random", [True, False])
