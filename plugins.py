@@ -11,24 +11,24 @@ part of the identity of the runs that use it; see `used`.
 
 from __future__ import annotations
 
-import ast
 import functools
 import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
-import linecache
+import json
 import os
 import pkgutil
 import sys
 import traceback
-import types
-from collections.abc import Collection, Iterable, Iterator
+import warnings
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError
+from .plugin_code import Code, code_of_script, digest, own_files
 
 ENVIRONMENT = "MIXERZOO_PLUGINS"
 ENTRY_POINTS = "mixerzoo.plugins"
@@ -72,7 +72,7 @@ class Plugin:
     def read(self) -> None:
         """Keep the code in mind; a file that is edited later does not change what was loaded."""
         entries = [Path(str(sys.modules[name].__file__)) for name in self.modules]
-        files = sorted({*_own_files(entries, self.root), *self.configs})
+        files = sorted({*own_files(entries, self.root), *self.configs})
         self.sources = {path.relative_to(self.root).as_posix(): path.read_bytes() for path in files}
 
 
@@ -119,12 +119,17 @@ def discover(package: str) -> None:
     if not _found:
         _found = True  # before: a plugin may ask for parts itself
         try:
-            load_plugins(os.environ.get(ENVIRONMENT, "").split(","))
-            for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
-                load_plugins([entry.value.partition(":")[0]])
+            _load_outside()
         except ConfigError:
             _found = False
             raise
+
+
+def _load_outside() -> None:
+    """The plugins that the environment and installed packages name."""
+    load_plugins(os.environ.get(ENVIRONMENT, "").split(","))
+    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        load_plugins([entry.value.partition(":")[0]])
 
 
 def load_plugins(specs: Iterable[str], *, key: str = "plugins") -> list[Plugin]:
@@ -251,63 +256,14 @@ def _unnamed(plugin: Plugin) -> str:
     return ' A mixer is a class: class Mine(Mixer, name="mine").'
 
 
-# -- what a part's code is
+# -- what a run or a file needs
 
 
-def _digest(contents: Iterable[tuple[str, bytes]]) -> str:
-    digest = hashlib.sha256()
-    for name, content in contents:
-        digest.update(name.encode() + b"\0" + content + b"\0")
-    return digest.hexdigest()
-
-
-def _own_files(entries: Iterable[Path], root: Path) -> list[Path]:
-    """Python files, and those below `root` that they import, directly or by way of others."""
-    found: dict[Path, None] = {}
-    stack = [path.resolve() for path in entries]
-    while stack:
-        path = stack.pop()
-        if path in found or "site-packages" in path.relative_to(root).parts:
-            continue
-        found[path] = None
-        for node in ast.walk(ast.parse(path.read_bytes())):
-            stack += [file.resolve() for file in _imported_files(node, path, root)]
-    return list(found)
-
-
-def _imported_files(node: ast.AST, path: Path, root: Path) -> Iterator[Path]:
-    """The files below `root` that an import statement of the file `path` names."""
-    if isinstance(node, ast.Import):
-        bases = [(root, alias.name.split(".")) for alias in node.names]
-    elif isinstance(node, ast.ImportFrom):
-        start = root if not node.level else path.parents[node.level - 1]
-        parts = (node.module or "").split(".") if node.module else []
-        bases = [(start, parts), *((start, [*parts, alias.name]) for alias in node.names)]
-    else:
-        return
-    for start, parts in bases:
-        for i in range(1, len(parts) + 1):
-            place = start.joinpath(*parts[:i])
-            for file in (place.with_suffix(".py"), place / "__init__.py"):
-                if file.is_file() and file.resolve().is_relative_to(root.resolve()):
-                    yield file
-
-
-@dataclass(frozen=True)
-class Code:
-    """The code of parts from outside that a run uses.
-
-    Attributes:
-        spec: what loads it in another process; None for parts of a script or a notebook.
-        parts: kind and name of each.
-        sha256: of the code.
-        sources: name of each file -> its content, to be kept.
-    """
-
-    spec: str | None
-    parts: list[tuple[str, str]]
-    sha256: str
-    sources: dict[str, bytes]
+def words(value: Any) -> set[str]:
+    """All texts in nested containers, those among them that may be names of parts."""
+    if isinstance(value, Mapping):
+        return set().union(*map(words, value.values()))
+    return set().union(*map(words, value)) if isinstance(value, (list, tuple)) else {value} & {str(value)}
 
 
 def used(names: Collection[str], specs: Iterable[str] = ()) -> list[Code]:
@@ -326,10 +282,10 @@ def used(names: Collection[str], specs: Iterable[str] = ()) -> list[Code]:
         brings = any(path.stem in names for path in plugin.configs)
         if own or brings or plugin.spec in always:
             kinds = [(part.kind, part.name) for part in own]
-            done.append(Code(plugin.spec, kinds, _digest(sorted(plugin.sources.items())), plugin.sources))
+            done.append(Code(plugin.spec, kinds, digest(sorted(plugin.sources.items())), plugin.sources))
     for module in dict.fromkeys(part.value.__module__ for part in parts):
         own = [part for part in parts if part.value.__module__ == module]
-        done.append(_code_of_script(module, own))
+        done.append(code_of_script(module, [(part.kind, part.name, part.value) for part in own]))
     return done
 
 
@@ -341,57 +297,96 @@ def _belongs(module: str, plugin: Plugin) -> bool:
     return path.is_relative_to(plugin.root) and path.relative_to(plugin.root).as_posix() in plugin.sources
 
 
-def _code_of_script(module: str, parts: list[Part]) -> Code:
-    """Parts that no plugin brought: those of a script, or of a notebook, whose cells are no files."""
-    kinds = [(part.kind, part.name) for part in parts]
-    file = getattr(sys.modules.get(module), "__file__", None)
-    if file is not None and Path(file).suffix == ".py":
-        path = Path(file).resolve()
-        files = sorted(_own_files([path], path.parent))
-        sources = {f.relative_to(path.parent).as_posix(): f.read_bytes() for f in files}
-        spec = None if module == "__main__" else module
-        return Code(spec, kinds, _digest(sources.items()), sources)
-    content: dict[str, bytes] = {}
-    cells: dict[str, None] = {}
-    for part in parts:
-        _collect(part.value, module, content, cells)
-    sources = {f"cell{i}.py": "".join(linecache.getlines(cell)).encode() for i, cell in enumerate(cells)}
-    return Code(None, kinds, _digest(sorted(content.items())), sources)
+def needed(names: Collection[str]) -> list[dict[str, Any]]:
+    """What a saved model says of the plugins that it needs: of each its name, its parts, and the hash of its code.
+
+    The name is that of the file or module; where it lies is nobody's business who gets the model.
+
+    Args:
+        names: every word of the model's configuration.
+    """
+    return [
+        {
+            "plugin": None if code.spec is None else Path(code.spec).name,
+            "parts": [{"kind": kind, "name": name} for kind, name in code.parts],
+            "sha256": code.sha256,
+        }
+        for code in used(names)
+        if code.parts
+    ]
 
 
-def _collect(value: Any, module: str, content: dict[str, bytes], cells: dict[str, None]) -> None:
-    """What a class or function does, and all that it uses from its own module, by name; and where that stands."""
-    if isinstance(value, (staticmethod, classmethod)):
-        value = value.__func__
-    if isinstance(value, property):
-        value = value.fget
-    if getattr(value, "__module__", None) != module or getattr(value, "__qualname__", None) in content:
+def require(plugins: Iterable[Mapping[str, Any]] | None, *, where: object) -> None:
+    """Refuse a saved model whose plugins are not loaded. Nothing is loaded by what a file says.
+
+    Other code under the names of the parts is a warning.
+
+    Args:
+        plugins: as of `needed`.
+        where: the file, for messages.
+
+    Raises:
+        ConfigError: naming the part, its plugin, and how to give it.
+    """
+    plugins = list(plugins or ())
+    if plugins:
+        _load_outside()
+    for one in plugins:
+        parts = _pairs(one)
+        there = {(part.kind, part.name) for part in PARTS}
+        missing = [f'{kind} "{name}"' for kind, name in parts if (kind, name) not in there]
+        file = one["plugin"]
+        if missing and file is None:
+            raise ConfigError(f"{where} needs the {', '.join(missing)} of a script or a notebook; define it first.")
+        if missing:
+            raise ConfigError(
+                f"{where} needs the {', '.join(missing)} of the plugin {file}, which is not loaded. Set "
+                f"{ENVIRONMENT}=PATH/{file}, or plugins=[PATH/{file}] on a command line, or call "
+                f'mixerzoo.plugins.load_plugins(["PATH/{file}"]) before.'
+            )
+        if all(code.sha256 != one["sha256"] for code in used([name for _, name in parts])):
+            said = ", ".join(f'{kind} "{name}"' for kind, name in parts)
+            warnings.warn(f"{where} was saved with other code of the {said} than is loaded.", stacklevel=4)
+
+
+def load_kept(run: Path) -> None:
+    """Load the parts from outside that a run used, unless they are there already.
+
+    From where they were, if the code there is still the same, else from the copy in the run's folder.
+
+    Args:
+        run: its folder.
+
+    Raises:
+        ConfigError: a plugin that is gone, or another version of it that is loaded.
+    """
+    path = run / "plugins" / "plugins.json"
+    if not path.is_file():
         return
-    if isinstance(value, type):
-        plain = {name: repr(v) for name, v in vars(value).items() if isinstance(v, _CONSTANTS) and name[:2] != "__"}
-        content[value.__qualname__] = repr(sorted(plain.items())).encode()
-        for inner in (*value.__bases__, *vars(value).values()):
-            _collect(inner, module, content, cells)
-    elif isinstance(value, types.FunctionType):
-        cells[value.__code__.co_filename] = None
-        content[value.__qualname__] = _fixed(value.__code__) + repr((value.__defaults__, value.__kwdefaults__)).encode()
-        for name in _names(value.__code__) & value.__globals__.keys():
-            used_there = value.__globals__[name]
-            if isinstance(used_there, _CONSTANTS):
-                content[name] = repr(used_there).encode()
-            else:
-                _collect(used_there, module, content, cells)
+    try:
+        kept_codes = json.loads(path.read_text(encoding="utf-8"))["plugins"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"load: {path} cannot be read: {error}.") from error
+    for code in kept_codes:
+        names = {part["name"] for part in code["parts"]}
+        loaded = used(names)
+        if any(found.sha256 == code["sha256"] for found in loaded):
+            continue
+        kept, spec = run / code["kept"], Path(code["spec"] or "")
+        said = ", ".join(f'{part["kind"]} "{part["name"]}"' for part in code["parts"])
+        if any((kind, name) in found.parts for found in loaded for kind, name in _pairs(code)):
+            raise ConfigError(
+                f"load: {run} was trained with other code of the {said} than is loaded. In a new process, without "
+                f"that plugin, the copy in {kept} is used."
+            )
+        if code["spec"] and spec.suffix == ".py" and (kept / spec.name).is_file():
+            same = spec.is_file() and spec.read_bytes() == (kept / spec.name).read_bytes()
+            load_plugins([str(spec if same else kept / spec.name)], key="load")
+        elif code["spec"]:
+            load_plugins([code["spec"]], key="load")
+        elif names:
+            raise ConfigError(f"load: {run} uses the {said} of a script or a notebook; define it first, as in {kept}.")
 
 
-_CONSTANTS = (bool, int, float, str, bytes, tuple, list, dict, set, frozenset, type(None))
-
-
-def _names(code: types.CodeType) -> set[str]:
-    inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
-    return set(code.co_names).union(*(_names(c) for c in inner))
-
-
-def _fixed(code: types.CodeType) -> bytes:
-    """A function's code without line numbers and the name of its cell."""
-    constants = [_fixed(c) if isinstance(c, types.CodeType) else repr(c).encode() for c in code.co_consts]
-    return b"\0".join([code.co_code, *constants, *(n.encode() for n in (*code.co_names, *code.co_varnames))])
+def _pairs(code: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(part["kind"], part["name"]) for part in code["parts"]]

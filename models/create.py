@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import unknown
+from ..errors import ConfigError, unknown
+from ..plugins import load_kept
 from ..schema import defaults_of, keyword_options
-from .conversion.checkpoint import load_into
-from .registry import apply_overrides, backbone_class, build_model, model_config
+from .conversion.checkpoint import load_into, saved_config
+from .registry import apply_overrides, backbone_class, build_model, list_models, model_config
 
 
 def create_model(
@@ -28,7 +29,8 @@ def create_model(
     """Build a model.
 
     Args:
-        name_or_config: a name from `list_models()`, the path of a YAML file, or a mapping.
+        name_or_config: a name from `list_models()`, the path of a YAML file, or a mapping; or what was trained, to go
+            on with it: a run's folder or a `.safetensors` file, whose weights are taken, too.
         num_classes: classes; by default the config's, 1000. 0 for features.
         in_chans: channels of the images; by default the config's, 3.
         mixer: another token mixer for all stages or layers (name or mapping), or a list with one for each.
@@ -47,7 +49,14 @@ def create_model(
     Raises:
         ConfigError: unknown name, key or part, a wrong type, an impossible combination, or a file that does not fit.
     """
-    config = model_config(name_or_config)
+    if is_trained(name_or_config):
+        path = Path(name_or_config).expanduser()  # type: ignore[arg-type]
+        if checkpoint is not None:
+            raise ConfigError(f"checkpoint: {checkpoint} beside {path}, which has weights of its own.")
+        load_kept(path if path.is_dir() else path.resolve().parents[2])
+        config, checkpoint = saved_config(path), path
+    else:
+        config = model_config(name_or_config)
     changes = dict(overrides)
     for name, value in (("num_classes", num_classes), ("in_chans", in_chans), ("mixer", mixer)):
         if value is not None:
@@ -62,7 +71,15 @@ def create_model(
     config = apply_overrides(config, changes)
     if checkpoint is None:
         return build_model(config, memory_check=memory_check)
-    return load_into(config, checkpoint, native_size=native_size)
+    return load_into(config, checkpoint, native_size=native_size, asked=changes)
+
+
+def is_trained(name_or_config: object) -> bool:
+    """Whether something is the path of a run's folder or of weights, and not a model's name or configuration."""
+    if not isinstance(name_or_config, (str, Path)):
+        return False
+    path = Path(name_or_config).expanduser()
+    return path.suffix == ".safetensors" or (path.is_dir() and str(name_or_config) not in list_models())
 
 
 def on_meta(name_or_config: str | Path | Mapping[str, Any], **options: Any) -> nn.Module:

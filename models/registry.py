@@ -80,6 +80,8 @@ def model_config(name_or_config: str | Path | Mapping[str, Any]) -> dict[str, An
         return copy.deepcopy(_read_own(path))
     files = _files()
     if text not in files:
+        if "/" in text:
+            raise ConfigError(f"model: there is no folder or file {text}, nor a model of this name.")
         raise unknown("model", text, files, limit=12)
     return model_config(_read_yaml(files[text]))
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from .. import plugins
 from ..errors import ConfigError, under, unknown
 from ..schema import check_options, keyword_options
+from .preprocessing import Preprocessing
 
 Batch = dict[str, Tensor]
 Forward = Callable[..., Tensor]
@@ -113,6 +114,13 @@ class Task:
         A line that begins with "warning: " is a reason to doubt the figures. Called after `open`.
         """
         return []
+
+    def preprocessing(self) -> Preprocessing | None:
+        """What evaluation does to one raw sample, kept with the weights for `mixerzoo.load`; None where it is not said.
+
+        Called after `open`.
+        """
+        return None
 
     # -- model
 

@@ -20,8 +20,8 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clone") / "mixerzoo"
     for name in ("kernels", "mixers", "models", "tasks", "training", "contract", "configs", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
-    for file in ("__init__.py", "__main__.py", "errors.py", "plugins.py", "schema.py", "train.py", "pyproject.toml"):
-        shutil.copy(ROOT / file, folder / file)
+    for file in [*ROOT.glob("*.py"), ROOT / "pyproject.toml"]:
+        shutil.copy(file, folder / file.name)
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.S)
     (folder / "mixers" / "decay_example.py").write_text(example)
     return folder

@@ -22,21 +22,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = ["kernels", "mixers", "models", "tasks", "training", "contract", "configs"]
     for name in names:
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    files = [
-        "__init__.py",
-        "errors.py",
-        "schema.py",
-        "plugins.py",
-        "__main__.py",
-        "train.py",
-        "py.typed",
-        "setup.py",
-        "pyproject.toml",
-        "README.md",
-        "LICENSE",
-    ]
-    for file in files:
-        shutil.copy(ROOT / file, copy / file)
+    for file in [*ROOT.glob("*.py"), *(ROOT / name for name in ("py.typed", "pyproject.toml", "README.md", "LICENSE"))]:
+        shutil.copy(file, copy / file.name)
     script = "import setuptools.build_meta as b; print(b.build_wheel('dist'))"
     done = subprocess.run([sys.executable, "-c", script], cwd=copy, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -111,8 +111,9 @@ def load_state(folder: Path) -> dict[str, Any]:
 
 
 def read_facts(path: str | Path) -> dict[str, Any]:
-    """What a run says of its weights in their file: `task` (name and options), `classes` (names, or None), `data`
-    (SHA-256), `seed` and `identity`; {} for files that no run wrote.
+    """What a run says of its weights in their file: `task` (name and options), `classes` (names, or None),
+    `preprocessing` (see `tasks.Preprocessing.describe`, or None), `data` (SHA-256), `seed` and `identity`; {} for files
+    that no run wrote.
 
     Raises:
         ConfigError: not a safetensors file.

@@ -214,19 +214,11 @@ def code_version() -> str:
     return digest.hexdigest()
 
 
-def _words(value: Any) -> set[str]:
-    if isinstance(value, Mapping):
-        return set().union(*map(_words, value.values())) if value else set()
-    if isinstance(value, (list, tuple)):
-        return set().union(*map(_words, value)) if value else set()
-    return {value} if isinstance(value, str) else set()
-
-
 def outside_code(config: RunConfig) -> list[plugins.Code]:
     """The code of the parts from outside of the package that a run uses, with all plugins that it names."""
     values = config.as_dict()
     named = {key: values[key] for key in ("model_name", "model", "mixer", "task", "optimizer")}
-    return plugins.used(_words(named), config.plugins)
+    return plugins.used(plugins.words(named), config.plugins)
 
 
 def identity(config: RunConfig, code: str | None = None, data: Mapping[str, Any] | None = None) -> str:

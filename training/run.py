@@ -170,6 +170,7 @@ def run(
         facts={
             "task": config.task,
             "classes": data["classes"],
+            "preprocessing": None if (prepared := task.preprocessing()) is None else prepared.describe(),
             "data": data["sha256"],
             "seed": config.seed,
             "identity": identifier,

@@ -13,13 +13,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ... import plugins
 from ...errors import ConfigError
 from ...mixers.layers import rename_parameters
 from ...schema import defaults_of
 from ..registry import apply_overrides, build_model, config_of
 from ..resize import resize_grid
 from . import files
-from .files import METADATA, Checkpoint
+from .files import METADATA, PLUGINS, Checkpoint
 from .layouts import Facts, Layout, StateDict, layouts
 
 # entries of a configuration in which a model may differ from that of its weights: they change no number of a forward
@@ -36,8 +37,24 @@ def read_state_dict(path: str | Path) -> tuple[StateDict, dict[str, Any] | None]
     return found.tensors, found.model
 
 
+def saved_config(path: str | Path) -> dict[str, Any]:
+    """The configuration of the model that a file or a run's folder holds; its parts from outside are there.
+
+    Raises:
+        ConfigError: nothing that can be read, a file that does not say its model, or a plugin that is not loaded.
+    """
+    found = files.read(path, only_what_is_said=True)
+    if found.model is None:
+        raise ConfigError(
+            f"model: {found.file} does not say which model it holds; create_model(NAME, checkpoint=FILE) is told its "
+            "name."
+        )
+    plugins.require(found.plugins, where=found.file)
+    return found.model
+
+
 def save_model(model: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a model's weights as safetensors, with its configuration in the metadata.
+    """Write a model's weights as safetensors; the metadata hold its configuration and name the plugins that it needs.
 
     Args:
         model: built by `build_model`.
@@ -45,7 +62,11 @@ def save_model(model: nn.Module, path: str | Path, metadata: Mapping[str, str] |
         metadata: further entries.
     """
     tensors = {k: v.detach().contiguous().clone() for k, v in model.state_dict().items()}
-    save_file(tensors, str(path), metadata={**(metadata or {}), METADATA: json.dumps(config_of(model))})
+    config = config_of(model)
+    own = {METADATA: json.dumps(config)}
+    if outside := plugins.needed(plugins.words(config)):
+        own[PLUGINS] = json.dumps(outside)
+    save_file(tensors, str(path), metadata={**(metadata or {}), **own})
 
 
 def _warn(message: str) -> None:
@@ -219,7 +240,9 @@ def recognised(
     return max(candidates, key=lambda state: len(own & state.keys())), None  # for the message
 
 
-def load_into(config: dict[str, Any], path: str | Path, *, native_size: Any = None) -> nn.Module:
+def load_into(
+    config: dict[str, Any], path: str | Path, *, native_size: Any = None, asked: Mapping[str, Any] | None = None
+) -> nn.Module:
     """Build the model of a configuration with the weights of a file, as `create_model(..., checkpoint=FILE)`.
 
     Args:
@@ -227,6 +250,8 @@ def load_into(config: dict[str, Any], path: str | Path, *, native_size: Any = No
         path: of the file, or of a folder; see `files.read`.
         native_size: image size that the file's weights may be made for, where it says nothing itself. Weights of
             another size than the configuration's are interpolated.
+        asked: entries of the configuration that were asked for, as of `apply_overrides`: what the file says of its
+            head does not change these.
 
     Raises:
         ConfigError: an unreadable file; one that fits in no known layout: the message says which keys are missing,
@@ -239,7 +264,8 @@ def load_into(config: dict[str, Any], path: str | Path, *, native_size: Any = No
         config = apply_overrides(config, layout.changes(config))
     elif saved is not None and "head" in saved and saved.get("backbone") == config.get("backbone"):
         # a detail such as the head's order is part of what the weights mean
-        config = apply_overrides(config, {"head": saved["head"]})
+        given = {key: value for key, value in (asked or {}).items() if key.split(".")[0] == "head"}
+        config = apply_overrides(config, {"head": saved["head"], **given})
     model = build_model(config)
     _check_source(found, layout, model)
     if layout is not None:

@@ -24,6 +24,7 @@ from ...errors import ConfigError
 from .layouts import StateDict
 
 METADATA = "mixerzoo_model"
+PLUGINS = "mixerzoo_plugins"  # what the model needs from outside, see `plugins.needed`
 # where trainers keep the weights, in the order of preference; averaged weights are those that were evaluated
 _WRAPPERS = (
     "state_dict_ema",
@@ -77,6 +78,8 @@ class Checkpoint:
         tensors: by name.
         model: the configuration of a model of ours, where the file knows it.
         source: `config.json` of another source, beside the file.
+        file: that was read.
+        plugins: what the model needs from outside, see `plugins.needed`.
     """
 
     path: Path
@@ -84,12 +87,29 @@ class Checkpoint:
     model: dict[str, Any] | None = None
     source: dict[str, Any] | None = None
     file: Path = field(default_factory=Path)
+    plugins: list[dict[str, Any]] = field(default_factory=list)
+
+
+def weights_of_run(run: Path) -> Path | None:
+    """The weights in a run's folder that its figures are of; None without any.
+
+    Of a run that is not finished those are the best so far, or the last.
+    """
+    try:
+        named = json.loads((run / "summary.json").read_text(encoding="utf-8"))["weights"]
+    except (OSError, ValueError, KeyError, TypeError):
+        named = "checkpoints/best/model.safetensors"
+    last = sorted((run / "checkpoints" / "last").glob("*.safetensors"))
+    return next((file for file in (run / str(named), *last) if file.is_file()), None)
 
 
 def _file_in(folder: Path) -> Path:
     for name in _FILES:
         if (folder / name).is_file():
             return folder / name
+    weights = weights_of_run(folder)
+    if weights is not None:
+        return weights
     found = sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES and p.is_file())
     if len(found) == 1:
         return found[0]
@@ -100,11 +120,11 @@ def _file_in(folder: Path) -> Path:
     )
 
 
-def _read_safetensors(path: Path) -> tuple[StateDict, dict[str, Any] | None]:
+def _read_safetensors(path: Path, *, tensors: bool = True) -> tuple[StateDict, dict[str, str]]:
+    """Tensors and metadata."""
     with safe_open(str(path), framework="pt") as f:
-        metadata = f.metadata() or {}
-        tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 - not a dict
-    return tensors, json.loads(metadata[METADATA]) if METADATA in metadata else None
+        found = {k: f.get_tensor(k) for k in f.keys()} if tensors else {}  # noqa: SIM118 - not a dict
+        return found, f.metadata() or {}
 
 
 def _read_pickle(path: Path) -> Any:
@@ -112,7 +132,7 @@ def _read_pickle(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _read_shards(path: Path) -> tuple[StateDict, dict[str, Any] | None]:
+def _read_shards(path: Path) -> StateDict:
     """The files that an index names, as Hugging Face splits large models."""
     index = json.loads(path.read_text(encoding="utf-8")).get("weight_map")
     if not isinstance(index, dict):
@@ -127,14 +147,18 @@ def _read_shards(path: Path) -> tuple[StateDict, dict[str, Any] | None]:
     missing = sorted(index.keys() - tensors.keys())
     if missing:
         raise ConfigError(f"checkpoint: the files that {path.name} names lack {', '.join(missing[:6])}.")
-    return tensors, None
+    return tensors
 
 
-def read(path: str | Path) -> Checkpoint:
-    """Read a checkpoint: a file, the index of a sharded one, or a folder with either.
+def read(path: str | Path, *, only_what_is_said: bool = False) -> Checkpoint:
+    """Read a checkpoint: a file, the index of a sharded one, or a folder with either, such as a run's.
 
     Nothing is unpickled but tensors, plain containers, and settings and numbers that can run nothing
     (`argparse.Namespace`, paths, numbers of numpy).
+
+    Args:
+        path: of the file or folder.
+        only_what_is_said: leave out the tensors of a safetensors file.
 
     Raises:
         ConfigError: nothing there, a damaged file, or one without tensors.
@@ -143,12 +167,13 @@ def read(path: str | Path) -> Checkpoint:
     file = _file_in(path) if path.is_dir() else path
     if not file.is_file():
         raise ConfigError(f"checkpoint: there is no file {file}.")
-    saved = None
+    saved, plugins = None, []
     try:
         if file.suffix == ".safetensors":
-            content, saved = _read_safetensors(file)
+            content, metadata = _read_safetensors(file, tensors=not only_what_is_said)
+            saved, plugins = json.loads(metadata.get(METADATA, "null")), json.loads(metadata.get(PLUGINS, "[]"))
         elif file.suffix == ".json":
-            content, saved = _read_shards(file)
+            content = _read_shards(file)
         else:
             content = _read_pickle(file)
     except (
@@ -167,13 +192,14 @@ def read(path: str | Path) -> Checkpoint:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
-    if not tensors:
+    if not tensors and not (only_what_is_said and file.suffix == ".safetensors"):
         raise ConfigError(f"checkpoint: {file} holds no tensors by name.")
     tensors = {_INSERTED.sub("", k): v for k, v in tensors.items()}
     source = _source_config(file.parent / "config.json")
     if saved is None and source is not None and isinstance(source.get("mixerzoo"), dict):
-        saved, source = source["mixerzoo"], None  # saved by our wrapper for transformers
-    return Checkpoint(path, tensors, saved, source, file)
+        # saved by our wrapper for transformers
+        saved, plugins, source = source["mixerzoo"], source.get("mixerzoo_plugins") or [], None
+    return Checkpoint(path, tensors, saved, source, file, plugins)
 
 
 def _reason(error: Exception) -> str:

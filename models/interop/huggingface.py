@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ... import plugins
 from ...errors import ConfigError
 from ..backbones.language import Language
 from ..backbones.vision import VisionBackbone
@@ -91,6 +92,7 @@ class MixerZooPreTrainedModel(PreTrainedModel):
         super().__init__(config)
         if not config.mixerzoo:
             raise ConfigError("MixerZooConfig.mixerzoo: missing; it holds the model's configuration.")
+        plugins.require(config.mixerzoo_plugins, where=config.name_or_path or "MixerZooConfig")
         model = build_model(config.mixerzoo)
         if not self.fits(model):
             raise ConfigError(f"MixerZooConfig.mixerzoo: {self.wants} is needed for {type(self).__name__}.")
@@ -122,6 +124,7 @@ class MixerZooPreTrainedModel(PreTrainedModel):
         """
         name = type(self).__name__
         self.config.mixerzoo = config_of(self.model)
+        self.config.mixerzoo_plugins = plugins.needed(plugins.words(self.config.mixerzoo)) or None
         self.config.auto_map = {"AutoConfig": f"{_CODE}.MixerZooConfig", AUTO[type(self)].__name__: f"{_CODE}.{name}"}
         super().save_pretrained(save_directory, *args, **options)
         lines = ["import mixerzoo", f"from {__name__} import MixerZooConfig, {name}"]

@@ -15,10 +15,12 @@ class MixerZooConfig(PretrainedConfig):
 
     Attributes:
         mixerzoo: the model's configuration, as `create_model` takes it: a mapping with `backbone: language`.
+        mixerzoo_plugins: what the model needs from outside of the package, see `plugins.needed`.
     """
 
     model_type = "mixerzoo"
     mixerzoo: dict[str, Any] | None = None
+    mixerzoo_plugins: list[dict[str, Any]] | None = None
 
     def _entry(self, name: str) -> Any:
         return (self.mixerzoo or {}).get(name)

@@ -23,6 +23,7 @@ from ...schema import Between, Count, Size
 from ..base import Batch, Forward, Task
 from ..sequence.sequence import check_at_least
 from .memory import Digits
+from .preprocessing import Clip
 
 _SPLITS = {"train": 0, "val": 1, "test": 2}
 SIDE = 8  # of scikit-learn's digits
@@ -106,6 +107,9 @@ class DigitScenes(Task):
                 [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
             )
         return {"input": clips[:, None], "target": target, "index": index}
+
+    def preprocessing(self) -> Clip:
+        return Clip(self.frames, self.canvas)
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()

@@ -26,6 +26,7 @@ from ..folders import LeftOut, class_files, same_classes, split_folders
 from .augment import seeded
 from .classification import ImageClassification
 from .decode import UNREADABLE, image_suffixes, peculiarities, read_image, to_rgb
+from .preprocessing import TimmImage
 
 # Up to this many files every one is decoded and hashed before training. Of a larger set all names and sizes are hashed
 # and the contents of a sample, and a bad file outside of it shows when it is read.
@@ -127,7 +128,7 @@ class StoredImages(ImageClassification):
             )
         except (AssertionError, KeyError, ValueError, IndexError) as error:
             raise OptionError("randaugment", f'"{randaugment}" is not a policy of timm\'s RandAugment.') from error
-        self._eval_transform = create_transform(**shared, is_training=False)
+        self._prepared = TimmImage(image_size)
         self._readers: dict[str, tuple[Any, Tensor | None]] = {}
         self._notes: list[str] = []
         self._fingerprint = ""
@@ -153,6 +154,9 @@ class StoredImages(ImageClassification):
             kept = max(1, total // 10)
             self._readers["val"] = (readers["train"], order[:kept].sort().values)
             self._readers["train"] = (readers["train"], order[kept:].sort().values)
+
+    def preprocessing(self) -> TimmImage:
+        return self._prepared
 
     def splits(self) -> tuple[str, ...]:
         return tuple(s for s in ("train", "val", "test") if s in self._readers)
@@ -250,7 +254,7 @@ class StoredImages(ImageClassification):
             return f"sample {number}"
 
     def fetch(self, split: str, index: Tensor, *, train: bool, generator: torch.Generator) -> Batch:
-        transform: Any = self._train_transform if train else self._eval_transform
+        transform: Any = self._train_transform if train else self._prepared.transform
         images, labels = [], []
         with seeded(generator):
             for i in index.tolist():

@@ -16,7 +16,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import ConfigError
@@ -24,6 +23,7 @@ from ...schema import Between, Count, Fraction, Probability, Size
 from ..base import Batch
 from .augment import rand_augment, random_crop, random_erase, random_flip
 from .classification import ImageClassification
+from .preprocessing import NormalisedImage
 
 # Debian's package dataset-fashion-mnist puts the four files here.
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -129,10 +129,14 @@ class MemoryImages(ImageClassification):
         share, values = counts / counts.sum(1, keepdim=True), torch.arange(256.0)
         mean = (share * values).sum(1)
         variance = (share * values.square()).sum(1) - mean.square()
-        self.mean, self.std = mean[:, None, None], variance.sqrt().clamp_min(1e-6)[:, None, None]
+        std = variance.sqrt().clamp_min(1e-6)
         self.in_chans = train.shape[1]
         height, width = train.shape[2:]
         self.image_size = (self.resize, self.resize) if self.resize is not None else (height, width)
+        self._prepared = NormalisedImage(tuple(mean.tolist()), tuple(std.tolist()), self.image_size)
+
+    def preprocessing(self) -> NormalisedImage:
+        return self._prepared
 
     def size(self, split: str) -> int:
         return len(self._data[split][1])
@@ -150,9 +154,7 @@ class MemoryImages(ImageClassification):
             x = random_crop(x, self.crop_padding, generator)
             if self.flip:
                 x = random_flip(x, generator)
-        x = x.sub_(self.mean).div_(self.std)
-        if x.shape[2:] != self.image_size:
-            x = F.interpolate(x, self.image_size, mode="bilinear", antialias=True)
+        x = self._prepared.normalise(x)
         if train and self.erase:
             x = random_erase(x, self.erase, generator)
         return {"input": x, "target": labels[index], "index": index}

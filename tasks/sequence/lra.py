@@ -16,6 +16,7 @@ from ...errors import ConfigError, unknown
 from ...schema import AtLeast, Between, Count, Seed, Size
 from ..base import Batch, create_task, task_class
 from ..images.memory import MemoryImages
+from .preprocessing import GreyPixels, Symbols
 from .sequence import RandomState, SequenceClassification, check_at_least, hash_arrays
 
 # Ids of ListOps: padding, the digits, the operators and the bracket that closes all of them.
@@ -220,6 +221,9 @@ class ListOps(SequenceClassification, name="listops"):
         values = self._values.numpy()
         return hash_arrays({"all": (np.concatenate(self._sequences), lengths), "values": (values, values)})
 
+    def preprocessing(self) -> Symbols:
+        return Symbols(self.vocab_size, self.sequence_length, self.use_mask, PAD, LISTOPS_SYMBOLS)
+
 
 class Pixels(SequenceClassification, name="pixels"):
     """Classification of images as sequences of grey pixels, left to right and top to bottom.
@@ -255,11 +259,15 @@ class Pixels(SequenceClassification, name="pixels"):
             return
         assert isinstance(self._source, MemoryImages)
         for split, (images, labels) in self._source.load().items():
-            grey = images if images.ndim == 3 else images @ np.array([0.299, 0.587, 0.114])
-            tokens = (np.round(grey).astype(np.int64) * self.vocab_size // 256).astype(np.uint8)
+            tokens = GreyPixels.levels(images, self.vocab_size)
+            self._image_size = tokens.shape[1:3]
             self._data[split] = (tokens.reshape(len(tokens), -1), labels.astype(np.int64))
         self.classes = self._source.classes
         self.sequence_length = self._data["train"][0].shape[1]
+
+    def preprocessing(self) -> GreyPixels:
+        height, width = self._image_size
+        return GreyPixels(self.vocab_size, self.sequence_length, masked=False, image_size=(height, width))
 
     def size(self, split: str) -> int:
         return len(self._data[split][1])

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...errors import OptionError
 from ..base import Batch, Forward, Task
+from .preprocessing import Ids, pad_right
 
 # Target of a position that neither loss nor accuracy is taken at; PyTorch's own default for cross entropy.
 IGNORE = -100
@@ -67,6 +68,10 @@ class SequenceTask(Task):
             "sequence_length": self.sequence_length,
             "objective": self.objective,
         }
+
+    def preprocessing(self) -> Ids:
+        """Ids as they are, unless a subclass knows what they stand for."""
+        return Ids(self.vocab_size)
 
     def example(self, batch_size: int = 1) -> tuple[Tensor, ...]:
         return (torch.zeros(batch_size, self.sequence_length, dtype=torch.int64),)
@@ -132,15 +137,7 @@ class SequenceClassification(SequenceTask):
 
     def pad(self, rows: list[np.ndarray], *, padding: int, masked: bool) -> dict[str, Tensor]:
         """Sequences of ids as `"input"` and, where `masked`, `"mask"`."""
-        longest = max(map(len, rows)) if masked else self.sequence_length
-        ids = np.full((len(rows), longest), padding, np.int64)
-        for row, values in zip(ids, rows, strict=True):
-            row[: len(values)] = values
-        found = {"input": torch.from_numpy(ids)}
-        if masked:
-            lengths = torch.tensor([len(row) for row in rows])
-            found["mask"] = torch.arange(longest) < lengths[:, None]
-        return found
+        return pad_right(rows, length=self.sequence_length, padding=padding, masked=masked)
 
     def loss(self, model: Forward, batch: Batch) -> Tensor:
         return F.cross_entropy(self.run(model, batch), batch["target"])

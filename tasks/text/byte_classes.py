@@ -16,6 +16,7 @@ from ...errors import ConfigError
 from ...schema import Size
 from ..base import Batch
 from ..folders import LeftOut, class_files, is_hidden, same_classes, split_folders
+from ..sequence.preprocessing import Bytes
 from ..sequence.sequence import SequenceClassification
 from .corpora import TEXT_SUFFIXES, hub_column, king_james, load_hub, read_files, split_of
 
@@ -71,6 +72,9 @@ class ByteClasses(SequenceClassification):
         if len(self.classes) < 2:
             raise ConfigError(f"task: there is only one class, {self.classes}.")
         self._data = found
+
+    def preprocessing(self) -> Bytes:
+        return Bytes(self.vocab_size, self.sequence_length, self.use_mask)
 
     def splits(self) -> tuple[str, ...]:
         return tuple(self._data)

@@ -19,6 +19,7 @@ from ...errors import ConfigError, OptionError
 from ...schema import AtLeast, Probability, Size
 from ..base import Batch
 from ..folders import LeftOut
+from ..sequence.preprocessing import Bytes
 from ..sequence.sequence import IGNORE, RandomState, TokenPrediction
 from .corpora import (
     TEXT_SUFFIXES,
@@ -215,6 +216,9 @@ class ByteText(Windows):
             mask_fraction=mask_fraction,
         )
         self.eval_bytes = eval_bytes
+
+    def preprocessing(self) -> Bytes:
+        return Bytes(self.vocab_size)
 
     def documents(self) -> dict[str, list[Document]]:
         """The documents of every split."""

@@ -177,7 +177,8 @@ def test_digits_as_sequences_of_pixels():
     batch, picture = fetch(task, "test"), fetch(images, "test")
     assert batch["input"].shape == (360, 64)
     assert torch.equal(batch["target"], picture["target"])
-    grey = picture["input"] * images.std + images.mean
+    prepared = images.preprocessing()
+    grey = picture["input"] * prepared.std[0] + prepared.mean[0]
     assert torch.equal(batch["input"].reshape(360, 1, 8, 8), grey.round().long())  # left to right, top to bottom
     few = opened("pixels", levels=4)
     assert torch.equal(fetch(few, "test")["input"], batch["input"] // 64)
