@@ -12,12 +12,14 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from . import plugins
 from .errors import ConfigError, OptionError, did_you_mean, under, unknown
+
+Entry = TypeVar("Entry", bound=Callable[..., Any])
 
 # What numbers may be unless their annotation says so: of two sizes the product still fits 64 bits, and what is computed
 # in float32 can hold a float.
@@ -139,6 +141,16 @@ def _problem(value: Any, hint: Any, bounds: Bounds | None) -> str | None:
     return None if not isinstance(hint, type) or isinstance(value, hint) else ""
 
 
+def _entries(path: str, value: Any, hint: Any) -> Iterator[tuple[str, Any, Any]]:
+    """A value with its path and hint, then those of a mapping whose hint, `dict[str, float]`, says what they are."""
+    yield path, value, hint
+    for part in (hint, *typing.get_args(hint)):
+        origin, args = typing.get_origin(part), typing.get_args(part)
+        if isinstance(value, Mapping) and isinstance(origin, type) and issubclass(origin, Mapping) and len(args) == 2:
+            for key, entry in value.items():
+                yield from _entries(f"{path}.{key}", entry, args[1])
+
+
 def fits(value: Any, hint: Any) -> bool:
     """Whether a value from YAML can be given for a type hint; see `problem`."""
     return problem(value, hint) is None
@@ -228,9 +240,10 @@ def check_options(
                 raise OptionError(
                     option, f"{owner} has no such option.{did_you_mean(option, allowed)} Allowed: {listed}."
                 )
-            reason = problem(value, allowed[option].annotation)
-            if reason is not None:
-                raise OptionError(option, f"{reason} ({owner}).")
+            for path, entry, hint in _entries(option, value, allowed[option].annotation):
+                reason = problem(entry, hint)
+                if reason is not None:
+                    raise OptionError(path, f"{reason} ({owner}).")
         for option, parameter in allowed.items():
             if parameter.default is inspect.Parameter.empty and option not in options:
                 raise OptionError(option, f"{owner} needs this option, of type {shown(parameter.annotation)}.")
@@ -269,13 +282,14 @@ class Parts:
         plugins.discover(self.package)
         return self._entries
 
-    def register(self, name: str) -> Callable[[Any], Any]:
+    def register(self, name: str) -> Callable[[Entry], Entry]:
         """Decorator that enters a class or function under a name; a name can be used once."""
 
-        def enter(part: Any) -> Any:
+        def enter(part: Entry) -> Entry:
             other = self._entries.get(name)
             if other is not None and not plugins.same_place(other, part):
-                raise ConfigError(f'{self.kind} "{name}" exists already: {other.__module__}.{other.__qualname__}.')
+                where = f"{other.__module__}.{getattr(other, '__qualname__', '')}"
+                raise ConfigError(f'{self.kind} "{name}" exists already: {where}.')
             self._entries[name] = part
             plugins.note(self.kind, name, part)
             return part

@@ -7,7 +7,7 @@ Every kind of part has promises; a part makes those that its class data speak of
 with the smallest example that shows it.
 """
 
-from . import around, mixers, modules, orders, padding, schedules, streaming
+from . import around, losses, mixers, modules, orders, padding, schedules, streaming
 from .base import BrokenPromise, Promise, Result, kinds, parts, promises, run
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Result",
     "around",
     "kinds",
+    "losses",
     "mixers",
     "modules",
     "orders",

@@ -17,6 +17,7 @@ from ..models.parts.channel_mixers import CHANNEL_MIXERS
 from ..models.parts.norms import ACTIVATIONS, NORMS
 from ..schema import Parts, keyword_options
 from .base import at_the_smallest, kind_of_part, promise, require
+from .losses import check_losses
 from .tools import GARBAGE, ROUNDED, Grid, garbled, near, other_values, perturbed, refused, tokens
 
 DIM = 32
@@ -156,6 +157,11 @@ def _every_option_has_an_effect(kind: str, name: str) -> None:
         require(changed, "An option has no effect.", option=option, value=value, beside=given)
 
 
+def _auxiliary_losses_are_stated(kind: str, name: str) -> None:
+    grid = GRIDS[stated(part_of(kind, name), "axes")[-1]][-1]
+    check_losses(build(kind, name), tokens(2, *grid, DIM), stated=stated(part_of(kind, name), "aux_losses"))
+
+
 SHARED = {
     "class_data_are_stated": (_class_data_are_stated, "Class data and signatures are what the kind needs."),
     "shape_dtype_and_gradients": (
@@ -174,6 +180,10 @@ SHARED = {
     "every_option_has_an_effect": (
         _every_option_has_an_effect,
         "Each option changes the output or the parameters, unless it is declared inert.",
+    ),
+    "auxiliary_losses_are_stated": (
+        _auxiliary_losses_are_stated,
+        "In training the part adds the losses of `aux_losses` and no others, and they train what it says.",
     ),
 }
 

@@ -55,12 +55,17 @@ def build(name: str, grid: Grid, *, causal: bool = False, dim: int = DIM, seed: 
     return create_mixer(name, dim, grid=grid, causal=causal, **options).eval()
 
 
+def trained_alone(name: str) -> tuple[str, ...]:
+    """Beginnings of the names of the parameters that auxiliary losses alone train."""
+    return tuple(start for starts in mixer_class(name).aux_losses.values() for start in starts)
+
+
 def can_be_causal(name: str) -> bool:
     return mixer_class(name).causal != "cannot"
 
 
 def variants(name: str, *, causal: bool) -> Iterator[dict[str, Any]]:
-    """Options to try a mixer with: none, each alternative of the class for itself, and its `variants`.
+    """Options to try a mixer with: none, and each alternative of the class for itself.
 
     In the causal form those that it refuses are left out; without options it must exist.
     """
@@ -69,7 +74,6 @@ def variants(name: str, *, causal: bool) -> Iterator[dict[str, Any]]:
     tried: list[dict[str, Any]] = [{}]
     for option, (_, value) in options.items():
         tried.append({**cls.requires.get(option, {}), option: value})
-    tried += [dict(v) for v in cls.variants]
     for given in tried:
         given.pop("causal", None)
         if given and causal:
@@ -134,7 +138,7 @@ def gradients_reach_everything(name: str) -> None:
             x = tokens(2, *grid, DIM).to(dtype).requires_grad_()
             mixer(x).float().square().sum().backward()
             require(x.grad is not None and x.grad.isfinite().all(), "No finite gradient of the input.", grid=grid)
-            untrained = tuple(getattr(type(mixer), "untrained", ()))
+            untrained = trained_alone(name)
             for key, parameter in mixer.named_parameters():
                 if parameter.requires_grad and not key.startswith(untrained):
                     require(parameter.grad is not None, "A parameter has no gradient.", parameter=key, grid=grid)

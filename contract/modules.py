@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from ..mixers import Mixer, mixer_class
 from .base import promise, require
-from .mixers import DIM, KIND, build, grids_of
+from .mixers import DIM, KIND, build, grids_of, trained_alone
 from .tools import Grid, error, near, perturbed, tokens
 
 
@@ -185,29 +185,25 @@ def check_second_order(module: nn.Module, x: Tensor) -> None:
     require(min(off.values()) <= 1e-2, "The second derivative is wrong, and nobody says so.", by_step=off)
 
 
-def _untrained(name: str) -> tuple[str, ...]:
-    return tuple(getattr(mixer_class(name), "untrained", ()))
-
-
 @promise(KIND)
 def hooks_fire(name: str) -> None:
     """A hook on every leaf module fires in forward and in backward."""
     mixer, x = _case(name)
-    check_hooks(mixer, x.requires_grad_(), untrained=_untrained(name))
+    check_hooks(mixer, x.requires_grad_(), untrained=trained_alone(name))
 
 
 @promise(KIND)
 def adapters_train(name: str) -> None:
     """A low-rank addition to any linear layer changes the output and trains."""
     mixer, x = _case(name)
-    check_adapters(mixer, x, untrained=_untrained(name))
+    check_adapters(mixer, x, untrained=trained_alone(name))
 
 
 @promise(KIND)
 def parametrisations_are_honoured(name: str) -> None:
     """A parametrisation of any linear layer's weight changes the output."""
     mixer, x = _case(name)
-    check_parametrize(mixer, x, untrained=_untrained(name))
+    check_parametrize(mixer, x, untrained=trained_alone(name))
 
 
 @promise(KIND)

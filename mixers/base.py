@@ -6,7 +6,7 @@ Axis letters: B batch, N tokens, C channels, H height, W width, T frames. `*grid
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -62,9 +62,12 @@ class Mixer(OneNode):
             need none).
         requires: for options that need others to have an effect, the values of these, e.g.
             `{"sink_tokens": {"window": 3}}`; the tests set them on both sides of the comparison.
-        variants: combinations of options that the tests also try; the causal form may refuse some.
         formerly: names of parameters in files of earlier versions, and what they are called now.
         inert: options that change neither output, parameters nor cost, such as a backend.
+        aux_losses: names of what the mixer adds by `aux_loss` in training, each with the beginnings of the names of the
+            parameters that nothing else trains.
+        residual: the sum with the input is inside of the mixer as built.
+        class_token: the mixer as built takes a sequence that has a class token before the tokens of its grid.
     """
 
     name: ClassVar[str]
@@ -83,10 +86,12 @@ class Mixer(OneNode):
     equation: ClassVar[str] = ""
     alternatives: ClassVar[Mapping[str, Any]] = {}
     requires: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    variants: ClassVar[Sequence[Mapping[str, Any]]] = ()
     inert: ClassVar[frozenset[str]] = frozenset()
     formerly: ClassVar[Mapping[str, str]] = {}
+    aux_losses: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
+    residual: bool = False
+    class_token: bool = False
     grid: Grid | None = None
     is_causal: bool = False
 

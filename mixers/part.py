@@ -26,6 +26,7 @@ class Part:
         packs: the same for `document_ids`.
         source, equation: paper with year and arXiv id, and what it computes in one line; as of `mixers.Mixer`.
         alternatives, requires, inert: of options, for the tests; as of `mixers.Mixer`.
+        aux_losses: what the part adds by `aux_loss` in training; as of `mixers.Mixer`.
     """
 
     axes: ClassVar[tuple[int, ...]] = (1, 2, 3)
@@ -39,6 +40,7 @@ class Part:
     alternatives: ClassVar[Mapping[str, Any]] = {}
     requires: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     inert: ClassVar[frozenset[str]] = frozenset()
+    aux_losses: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
 
 def states(**data: Any) -> Callable[[Anything], Anything]:

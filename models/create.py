@@ -62,11 +62,11 @@ def create_model(
         if value is not None:
             changes[name] = value
     cls = backbone_class(config)
-    known = keyword_options(cls.config_class)  # type: ignore[attr-defined]
+    known = keyword_options(cls.config_class)
     for path in changes:
         if path.split(".")[0] not in known:
             raise unknown("model", path, known)
-    config = {**defaults_of(cls.config_class), **config}  # type: ignore[attr-defined]
+    config = {**defaults_of(cls.config_class), **config}
     native_size = config.get("image_size")
     config = apply_overrides(config, changes)
     if checkpoint is None:

@@ -17,14 +17,9 @@ from ..errors import ConfigError, under, unknown
 from ..mixers.memory import fits_memory
 from ..plugins import config_files, discover
 from ..schema import build_dataclass
-from .backbones.isotropic import Isotropic
-from .backbones.language import Language
-from .backbones.pyramid import Pyramid
+from .backbones.registry import BACKBONES
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "model"
-
-# backbone kind -> class; a class has `config_class`, a dataclass, and is built from an instance of it
-BACKBONES: dict[str, type[nn.Module]] = {"pyramid": Pyramid, "isotropic": Isotropic, "language": Language}
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -70,7 +65,7 @@ def model_config(name_or_config: str | Path | Mapping[str, Any]) -> dict[str, An
             base = model_config(config.pop("base"))
             config = {**base, **config}
         if "backbone" not in config:
-            raise ConfigError(f"model.backbone: missing. Allowed: {', '.join(sorted(BACKBONES))}.")
+            raise ConfigError(f"model.backbone: missing. Allowed: {', '.join(sorted(BACKBONES.entries))}.")
         return copy.deepcopy(config)
     text = str(name_or_config)
     if text.endswith((".yaml", ".yml")):
@@ -109,12 +104,12 @@ def apply_overrides(config: dict[str, Any], overrides: Mapping[str, Any], *, key
     return config
 
 
-def backbone_class(config: Mapping[str, Any], *, key: str = "model") -> type[nn.Module]:
+def backbone_class(config: Mapping[str, Any], *, key: str = "model") -> Any:
     """The class of a config's `backbone` entry."""
     kind = config.get("backbone")
-    if not isinstance(kind, str) or kind not in BACKBONES:
-        raise unknown(f"{key}.backbone", kind, BACKBONES)
-    return BACKBONES[kind]
+    if not isinstance(kind, str) or kind not in BACKBONES.entries:
+        raise unknown(f"{key}.backbone", kind, BACKBONES.entries)
+    return BACKBONES.entries[kind]
 
 
 def build_model(config: Mapping[str, Any], *, key: str = "model", memory_check: bool = True) -> nn.Module:
@@ -130,7 +125,7 @@ def build_model(config: Mapping[str, Any], *, key: str = "model", memory_check: 
     """
     cls = backbone_class(config, key=key)
     fields = {k: v for k, v in config.items() if k != "backbone"}
-    config_of_backbone = build_dataclass(cls.config_class, fields, key=key)  # type: ignore[attr-defined]
+    config_of_backbone = build_dataclass(cls.config_class, fields, key=key)
     with under(key), fits_memory(memory_check):
         model = cls(config_of_backbone)
     model.model_config = dict(copy.deepcopy(config))  # type: ignore[assignment]

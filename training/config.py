@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from .. import plugins
-from ..errors import ConfigError, unknown
+from ..errors import ConfigError, OptionError, unknown
 from ..models import list_models, model_config
 from ..models.registry import backbone_class
-from ..schema import Seed, build_dataclass, keyword_options
+from ..schema import (
+    Between,
+    Count,
+    Fraction,
+    NonNegative,
+    Positive,
+    Probability,
+    Seed,
+    Size,
+    build_dataclass,
+    keyword_options,
+)
 from .schedules import SCHEDULES
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -52,47 +62,30 @@ class TrainConfig:
         memory_check: refuse a model whose parameters alone exceed the machine's memory.
     """
 
-    epochs: int
-    max_steps: int | None
-    batch_size: int
-    accumulate: int
-    eval_batch_size: int
-    eval_every: int
+    epochs: Size
+    max_steps: Size | None
+    batch_size: Size
+    accumulate: Size
+    eval_batch_size: Size
+    eval_every: Size
     select: Literal["best", "last"]
     schedule: Any
-    aux_losses: dict[str, float] | None
-    warmup: float
-    min_lr: float
-    clip_grad: float | None
-    ema: float | None
+    aux_losses: dict[str, NonNegative] | None
+    warmup: Probability
+    min_lr: Fraction
+    clip_grad: Positive | None
+    ema: Annotated[float, Between(0, 1, above=True, below=True)] | None
     precision: Literal["no", "bf16", "fp16"]
     compile: bool
     grad_checkpointing: bool
     device: Literal["auto", "cpu"]
-    workers: int
+    workers: Count
     memory_check: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "eval_batch_size", "eval_every"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
-        self._require("max_steps", self.max_steps is None or self.max_steps >= 1, "at least 1, or null")
-        self._require("warmup", 0 <= self.warmup < 1, "in [0, 1), a share of all steps")
-        self._require("min_lr", 0 <= self.min_lr <= 1, "in [0, 1], a share of the peak")
-        self._require("clip_grad", self.clip_grad is None or self.clip_grad > 0, "positive, or null")
-        self._require("ema", self.ema is None or 0 < self.ema < 1, "in (0, 1), or null")
-        self._require("workers", self.workers >= 0, "at least 0")
         SCHEDULES.check(self.schedule, key="schedule")
-        for name, weight in (self.aux_losses or {}).items():
-            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
-                raise ConfigError(f"train.aux_losses.{name}: {weight!r} is not a finite number of at least 0.")
         if self.batch_size % self.accumulate:
-            raise ConfigError(
-                f"train.accumulate: {self.accumulate} does not divide train.batch_size={self.batch_size}."
-            )
-
-    def _require(self, name: str, holds: bool, allowed: str) -> None:
-        if not holds:
-            raise ConfigError(f"train.{name}: {getattr(self, name)!r} is not allowed; it must be {allowed}.")
+            raise OptionError("accumulate", f"{self.accumulate} does not divide batch_size={self.batch_size}.")
 
 
 @dataclass(kw_only=True)
@@ -172,7 +165,7 @@ def model_options(config: RunConfig, demanded: Mapping[str, Any]) -> dict[str, A
     Raises:
         ConfigError: the configuration of the model says something else than the data.
     """
-    known = keyword_options(backbone_class(model_config(config.model)).config_class)  # type: ignore[attr-defined]
+    known = keyword_options(backbone_class(model_config(config.model)).config_class)
     for key, data, kind in (
         ("vocab_size", "tokens", "model=mamba2_tiny"),
         ("in_chans", "images", "model=caformer_s18"),

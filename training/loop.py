@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import ConfigError, unknown
+from ..errors import ConfigError
 from ..mixers import collect_losses
 from ..tasks import Batch, Task
 from .checkpoint import load_state, load_weights, save_checkpoint, verify_checkpoint
@@ -244,7 +244,8 @@ class Trainer:
             self.ema.update(self.raw, step=self.step)
         for name in self.train.aux_losses or ():
             if name not in aux:
-                raise unknown("train.aux_losses", name, aux)
+                added = ", ".join(sorted(aux)) or "none"
+                raise ConfigError(f"train.aux_losses.{name}: the model has added no such loss. Added: {added}.")
         self.aux = {name: float(value) for name, value in aux.items()}
         for name, value in self.aux.items():
             self.aux_sums[name] = self.aux_sums.get(name, 0.0) + value * int(targets)

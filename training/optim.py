@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import ConfigError, did_you_mean, unknown
+from ..errors import ConfigError, OptionError, did_you_mean, unknown
+from ..schema import NonNegative, problem
 from .config import TrainConfig
 from .schedules import SCHEDULES
 
@@ -53,8 +54,9 @@ def build_optimizer(model: nn.Module, options: Mapping[str, Any]) -> torch.optim
     allowed = optimizer_options(name)
     for key, value in given.items():
         if key in ("lr", "weight_decay"):
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
-                raise ConfigError(f"optimizer.{key}: {value!r} is not a number of at least 0.")
+            reason = problem(value, NonNegative)
+            if reason is not None:
+                raise OptionError(f"optimizer.{key}", f"{reason}.")
         elif key not in allowed and key not in _FACTORY:
             names = [*allowed, *_FACTORY, "lr", "weight_decay"]
             raise ConfigError(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import ConfigError
+from ..errors import ConfigError, OptionError, unknown
+from ..mixers.part import stated
 from ..models import create_model
 from ..tasks import Task, create_task
 from ..tasks.images.augment import seeded
@@ -33,7 +35,14 @@ def make_model(config: RunConfig, task: Task) -> nn.Module:
     """The model of a configuration for an opened task, with weights that depend on the seed alone."""
     seed_globally(config.seed, "weights")
     options = model_options(config, task.model_kwargs())
-    model = create_model(config.model, checkpoint=config.checkpoint, memory_check=config.train.memory_check, **options)
+    try:
+        model = create_model(
+            config.model, checkpoint=config.checkpoint, memory_check=config.train.memory_check, **options
+        )
+    except OptionError as error:
+        if config.mixer is not None and error.option.startswith("model.mixer"):
+            raise OptionError(error.option.removeprefix("model."), error.reason) from None  # the key that was typed
+        raise
     if config.train.grad_checkpointing:
         enable = getattr(model, "set_grad_checkpointing", None)
         if enable is None:
@@ -108,6 +117,18 @@ def rehearse(model: nn.Module, task: Task) -> None:
     model.train(training)
 
 
+def check_aux_losses(model: nn.Module, weights: Mapping[str, float] | None) -> None:
+    """Refuse weights for losses that no part of the model adds, by the class data of its parts.
+
+    Raises:
+        OptionError: such a name.
+    """
+    known = {name for module in model.modules() for name in stated(type(module), "aux_losses")}
+    for name in weights or ():
+        if name not in known:
+            raise unknown("train.aux_losses", name, known)
+
+
 def check(config: RunConfig, task: Task | None = None) -> None:
     """Hold a configuration against data and model without training.
 
@@ -122,6 +143,7 @@ def check(config: RunConfig, task: Task | None = None) -> None:
         task = make_task(config)
         task.open()
     model = make_model(config, task)
+    check_aux_losses(model, config.train.aux_losses)
     build_optimizer(model, config.optimizer)
     training_data(config, task, rank=0, world=int(os.environ.get("WORLD_SIZE", 1)), device=torch.device("cpu"))
     with torch.no_grad():

@@ -20,7 +20,7 @@ from .cost import peak_memory_bytes, reset_peak_memory, spread
 from .identity import DATA, data_lines, describe_data, flat, refuse_other_data, refuse_other_run, stored, tells
 from .loop import DivergedError, Trainer
 from .optim import build_optimizer
-from .prepare import check_writable, costs, make_model, make_task, rehearse, training_data
+from .prepare import check_aux_losses, check_writable, costs, make_model, make_task, rehearse, training_data
 from .progress import Display
 from .quoting import argument
 
@@ -151,6 +151,7 @@ def run(
         warnings.warn(f"{folder} was started with another version of the code; its end may differ.", stacklevel=2)
 
     model = make_model(config, task)
+    check_aux_losses(model, config.train.aux_losses)
     optimizer = build_optimizer(model, config.optimizer)
     batches = training_data(
         config, task, rank=accelerator.process_index, world=accelerator.num_processes, device=accelerator.device

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from ...kernels import block_sparse_attention, blocks_of_lists
 from ...schema import Size, Tile
+from ..losses import aux_loss
 from .cached_attention import CachedAttention, CachedOptions, appended, doubled, lengthened
-from .sparsifiner import _AddGradient
 from .token_selection import Chosen, choose_by_vote, choose_flat, choose_hierarchical
 
 INDEXERS = ("flat", "hierarchical", "vote")
@@ -39,8 +39,8 @@ class IndexedAttention(CachedAttention, name="indexed_attention"):
     DeepSeek Sparse Attention. The hierarchical one (HISA) first takes `candidates` blocks by their mean keys and scores
     only the keys in these. "vote" has no parameters: heads vote with their own attention (TokenSelect). A choice has no
     gradient; in training mode the indexer learns from its own loss, the Kullback-Leibler divergence from the attention
-    summed over heads to the softmax of its scores, both over the chosen tokens, whose gradient is added in the backward
-    pass and reaches the indexer alone.
+    summed over heads to the softmax of its scores, both over the chosen tokens. It leaves by `aux_loss("indexer", ...)`
+    and reaches the indexer alone.
 
     Args:
         dim: number of channels C.
@@ -78,7 +78,7 @@ class IndexedAttention(CachedAttention, name="indexed_attention"):
         "block_size": {"indexer": "hierarchical", "candidates": 2, "top_k": 4},
         "candidates": {"indexer": "hierarchical", "block_size": 3, "top_k": 6},
     }
-    untrained = frozenset({"index_"})  # have a gradient in training mode alone
+    aux_losses = {"indexer": ("index_",)}
 
     def __init__(
         self,
@@ -162,8 +162,8 @@ class IndexedAttention(CachedAttention, name="indexed_attention"):
         chosen = self.choose(q, k, index, until, valid)
         y = self.attend_chosen(q, k, v, chosen, valid)
         if index is not None and self.training and torch.is_grad_enabled():
-            y = _AddGradient.apply(y, self.loss(q, k, index, chosen))
-        return y  # type: ignore[return-value]
+            aux_loss("indexer", self.loss(q, k, index, chosen))
+        return y
 
     # -- streaming
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from math import prod
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,25 +19,9 @@ from ...kernels import dense_attention
 from ...schema import Count, Fraction, NonNegative, Share, Size
 from ..base import Grid, Mixer
 from ..layers import FullPrecisionLinear, full_precision
+from ..losses import aux_loss
 from ..positions import without_padding
 from ..resize import resize_tokens_weight
-
-
-class _AddGradient(torch.autograd.Function):
-    """The first argument as it is; in backward the gradient of the second one, a scalar loss, is added."""
-
-    @staticmethod
-    def forward(x: Tensor, loss: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.like = (inputs[1].dtype, inputs[1].device)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
-        dtype, device = ctx.like
-        return grad, torch.ones((), dtype=dtype, device=device)
 
 
 class ConnectivityPredictor(nn.Module):
@@ -166,8 +149,8 @@ class Sparsifiner(Mixer, name="sparsifiner"):
     computed with a mask, so sparsity saves no time.
 
     The choice of keys has no gradient. In training the predictor learns from its own loss, the reconstruction of the
-    dense attention matrix, whose gradient is added in the backward pass; outputs and the gradients of everything else
-    are as without it. (The official recipe trains predictor and backbone in turns.)
+    dense attention matrix, which leaves by `aux_loss("connectivity", ...)`; outputs and all other gradients are as
+    without it. (The official recipe trains predictor and backbone in turns.)
 
     Args:
         dim: number of channels C.
@@ -213,8 +196,8 @@ class Sparsifiner(Mixer, name="sparsifiner"):
         "score_threshold": 0.01,
     }
     requires = {"coef_topk": {"reduce_n_factor": 2}, "coef_threshold": {"reduce_n_factor": 6}}
-    inert = frozenset({"reconstruction_weight"})  # changes gradients of the predictor only
-    untrained = frozenset({"predictor"})  # has a gradient in training mode alone
+    inert = frozenset({"reconstruction_weight"})  # changes the auxiliary loss only
+    aux_losses = {"connectivity": ("predictor",)}
 
     def __init__(
         self,
@@ -307,7 +290,7 @@ class Sparsifiner(Mixer, name="sparsifiner"):
         scale = self.head_dim**-0.5
         if self.training and self.reconstruction_weight > 0 and torch.is_grad_enabled():
             loss = self.predictor.reconstruction_loss(q, k, valid, scale=scale, first=first)
-            y = _AddGradient.apply(y, self.reconstruction_weight * loss)
+            aux_loss("connectivity", self.reconstruction_weight * loss)
         if not (with_token and token_attention):
             return y, None
         logits = (q[:, :, :1] @ k.mT).float() * scale

@@ -23,6 +23,7 @@ from ..parts.heads import HEADS
 from ..parts.stems import STEMS
 from .layers import Place, build_block, stage_specs
 from .pyramid import Stage
+from .registry import BACKBONES
 from .vision import VisionBackbone, check_image_size
 
 
@@ -86,6 +87,7 @@ def resampled(table: Tensor, old: Grid, new: Grid) -> Tensor:
     return plane.movedim(1, -1).flatten(1, 2).to(table.dtype)
 
 
+@BACKBONES.register("isotropic")
 class Isotropic(VisionBackbone):
     """Equal MetaFormer blocks on one grid of patches, as in ViT (arXiv:2010.11929) and MLP-Mixer (arXiv:2105.01601).
 

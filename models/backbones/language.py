@@ -26,6 +26,7 @@ from ..parts.norms import NORMS
 from .fit import check_padding, mixing_parts
 from .language_config import LanguageConfig, check_config, check_inputs
 from .layers import Place, StageSpec, build_block, stage_specs
+from .registry import BACKBONES
 
 
 class LanguageState(NamedTuple):
@@ -58,6 +59,7 @@ def _tie_again(model: nn.Module, _: Any) -> None:
     model.tie_weights()
 
 
+@BACKBONES.register("language")
 class Language(nn.Module):
     """A language model or text encoder of MetaFormer blocks.
 

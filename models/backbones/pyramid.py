@@ -21,6 +21,7 @@ from ..parts.mobile_parts import FUSIONS
 from ..parts.stem_variants import SHORTCUTS
 from ..parts.stems import STEMS
 from .layers import Place, build_block, per_stage, stage_specs
+from .registry import BACKBONES
 from .vision import VisionBackbone, check_image_size
 
 
@@ -96,6 +97,7 @@ class Stage(nn.Module):
         self.average = average
 
 
+@BACKBONES.register("pyramid")
 class Pyramid(VisionBackbone):
     """MetaFormer with a hierarchy of stages. Yu et al. (2021), arXiv:2111.11418; (2022), arXiv:2210.13452.
 

@@ -16,7 +16,7 @@ from ...schema import defaults_of, keyword_options, split_spec
 from ..backbones.isotropic import Isotropic
 from ..backbones.vision import VisionBackbone, check_image_size
 from ..create import create_model, on_meta
-from ..registry import BACKBONES, backbone_class, list_models, model_config
+from ..registry import backbone_class, list_models, model_config
 
 PREFIX = "mixerzoo_"
 # timm's names for options, and ours
@@ -39,7 +39,7 @@ default_cfgs: dict[str, Any] = {}  # timm looks for this name beside the entry p
 
 
 def _vision_models() -> list[str]:
-    return [n for n in list_models() if issubclass(BACKBONES[model_config(n)["backbone"]], VisionBackbone)]
+    return [n for n in list_models() if issubclass(backbone_class(model_config(n)), VisionBackbone)]
 
 
 def _data(name: str) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def _build(name: str, **options: Any) -> nn.Module:
     """
     device, dtype = options.pop("device", None), options.pop("dtype", None)
     checkpoint = options.pop("checkpoint", None)
-    known = {*keyword_options(backbone_class(model_config(name)).config_class), *_RENAMED, "mixer"}  # type: ignore[attr-defined]
+    known = {*keyword_options(backbone_class(model_config(name)).config_class), *_RENAMED, "mixer"}
     for option in options:
         if option.split(".")[0] not in known:
             raise TypeError(f"{PREFIX}{name} got an unexpected keyword argument '{option}'")

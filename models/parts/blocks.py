@@ -190,6 +190,10 @@ class MetaFormerBlock(Block):
         x = self.token_half(x, mask=mask, document_ids=document_ids)
         return x if self.channel_mixer is None else self.channel_half(x, mask=mask, document_ids=document_ids)
 
+    def second_norm(self, x: Tensor) -> Tensor:
+        """The norm of the second half, which may be that of the first."""
+        return (self.norm1 if self.norm2 is None else self.norm2)(x)
+
     def halves(self) -> list[Callable[..., Tensor]]:
         """The token mixing and, where there is one, the channel mixing, each with its residual."""
         return [self.token_half] if self.channel_mixer is None else [self.token_half, self.channel_half]
@@ -201,8 +205,7 @@ class MetaFormerBlock(Block):
 
     def channel_half(self, x: Tensor, *, mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
         assert self.channel_mixer is not None
-        normed = (self.norm1 if self.norm2 is None else self.norm2)(x)
-        branch = self.channel_mixer(normed, mask=mask, document_ids=document_ids)
+        branch = self.channel_mixer(self.second_norm(x), mask=mask, document_ids=document_ids)
         return scaled_sum(x, self.drop_path(branch), self.res_scale2, self.layer_scale2)
 
 

@@ -49,9 +49,9 @@ class LanguageBlock(MetaFormerBlock):
             x = self.norm1(x)
         if self.channel_mixer is None:
             return x
-        branch = self.channel_mixer(x if self.post else self.norm2(x), mask=mask, document_ids=document_ids)
+        branch = self.channel_mixer(x if self.post else self.second_norm(x), mask=mask, document_ids=document_ids)
         x = self._add(x, branch, self.layer_scale2)
-        return self.norm2(x) if self.post else x
+        return self.second_norm(x) if self.post else x
 
     def _before(self, x: Tensor) -> Tensor:
         return x if self.post else self.norm1(x)

@@ -64,7 +64,7 @@ class TokenPruningBlock(MetaFormerBlock):
         y, attention = self.mixer.attend(self.norm1(x), alive, diluted=self.diluted, token_attention=prunes)
         x = scaled_sum(x, self.drop_path(y), self.res_scale1, self.layer_scale1)
         if self.channel_mixer is not None:
-            branch = self.channel_mixer(self.norm2(x), mask=alive)
+            branch = self.channel_mixer(self.second_norm(x), mask=alive)
             x = scaled_sum(x, self.drop_path(branch), self.res_scale2, self.layer_scale2)
         if attention is not None:
             patches = x.shape[1] - 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from mixerzoo.mixers.base import MIXERS
 from mixerzoo.models import model_config
 from mixerzoo.models.create import on_meta
 from mixerzoo.models.registry import BACKBONES, apply_overrides
+from mixerzoo.schema import Size
 from torch import Tensor, nn
 
 TINY: dict[str, Any] = {
@@ -40,7 +42,7 @@ VISION = list_mixers(axes=2, causal=False)
 def test_every_config_builds(name: str) -> None:
     model = on_meta(name)
     assert sum(p.numel() for p in model.parameters()) > 0
-    assert model_config(name)["backbone"] in BACKBONES
+    assert model_config(name)["backbone"] in BACKBONES.entries
 
 
 @pytest.mark.parametrize("name", VISION)
@@ -123,6 +125,28 @@ def test_unknown_key_and_model() -> None:
         apply_overrides({"head": 3}, {"head.pool": "avg"})
     with pytest.raises(ConfigError, match="shape"):
         create_model(TINY)(torch.randn(1, 1, 16, 16))
+
+
+def test_a_backbone_is_found_like_any_part() -> None:
+    @dataclass(kw_only=True)
+    class OneLinearConfig:
+        dim: Size
+        num_classes: Size = 2
+        in_chans: Size = 3
+
+    class OneLinear(nn.Linear):
+        config_class = OneLinearConfig
+
+        def __init__(self, config: OneLinearConfig) -> None:
+            super().__init__(config.in_chans * config.dim, config.num_classes)
+
+    BACKBONES.register("one_linear_for_a_test")(OneLinear)
+    try:
+        assert create_model({"backbone": "one_linear_for_a_test", "dim": 4}).weight.shape == (2, 12)
+        with pytest.raises(ConfigError, match=r"^model\.dim: 0 must be at least 1"):
+            create_model({"backbone": "one_linear_for_a_test", "dim": 0})
+    finally:
+        del BACKBONES.entries["one_linear_for_a_test"]
 
 
 def test_mixers_keep_their_initial_values() -> None:

@@ -24,6 +24,7 @@ def pulled() -> Iterator[None]:
         """No mixing; a parameter that nothing but the auxiliary loss moves, from 0 to 1."""
 
         source = "a test"
+        aux_losses = {"pull": ("offset",)}
 
         def __init__(self, dim: int) -> None:
             super().__init__()
@@ -70,5 +71,15 @@ def test_parts_of_a_batch_count_once(tmp_path: Path) -> None:
 def test_unknown_names_and_weights(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r'train.aux_losses: "pul" is not known. Did you mean "pull"'):
         trained(tmp_path / "typo", "train.aux_losses={pul: 0.5}")
-    with pytest.raises(ConfigError, match=r"train.aux_losses.pull: -1"):
+    with pytest.raises(ConfigError, match=r"train.aux_losses.pull: -1 must be at least 0"):
         trained(tmp_path / "negative", "train.aux_losses={pull: -1}")
+    with pytest.raises(ConfigError, match=r"train.aux_losses.pull: 'x' is not of type float"):
+        trained(tmp_path / "word", "train.aux_losses={pull: x}")
+    assert not any((tmp_path / name).exists() for name in ("typo", "negative", "word"))
+
+
+def test_a_loss_that_the_model_leaves_out_is_refused(tmp_path: Path) -> None:
+    mixer = "{name: sparsifiner, reconstruction_weight: 0.0}"
+    with pytest.raises(ConfigError, match=r"train.aux_losses.connectivity: the model has added no such loss"):
+        run(small(tmp_path / "off", f"model.mixer={mixer}", "train.aux_losses={connectivity: 0.5}"))
+    assert not list((tmp_path / "off").glob("*"))

@@ -1,5 +1,7 @@
 """What a task, a mixer or a model refuses is refused before the run's folder exists."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from mixerzoo.errors import ConfigError
@@ -99,3 +101,16 @@ def test_running_statistics_are_put_back():
     rehearse(model, task)
     assert model[0].running_mean.tolist() == [0.0]
     assert model[0].num_batches_tracked.item() == 0
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["mixer=attention", "mixer.num_heads=0"], r"^mixer\.num_heads: 0 must be at least 1"),
+        (["mixer=attention", "mixer.num_head=2"], r"^mixer\.num_head: .*no such option"),
+        (["model.mixer={name: attention, num_heads: 0}"], r"^model\.mixer\.num_heads: 0"),
+    ],
+)
+def test_a_mistake_has_the_key_that_was_typed(typed: list[str], said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=said):
+        check(small(tmp_path, *typed))

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from hydra.core.override_parser.types import Override
 
 from ... import plugins
-from ...errors import ConfigError, unknown
-from ...schema import build_dataclass
+from ...errors import ConfigError, OptionError, unknown
+from ...schema import Between, Positive, Seed, Size, build_dataclass
 from ..cli.compose import OWN, load_named_plugins, parse_overrides
 from ..config import CONFIGS
 
@@ -34,15 +33,15 @@ class Scaling:
         max_bytes: an arm stops where its next length would keep more activations.
     """
 
-    lengths: list[int]
-    batch_size: int = 1
-    rounds: int = 3
-    max_seconds: float = 60.0
-    max_bytes: float = 6e9
+    lengths: list[Size]
+    batch_size: Size = 1
+    rounds: Size = 3
+    max_seconds: Positive = 60.0
+    max_bytes: Positive = 6e9
 
     def __post_init__(self) -> None:
-        if len(self.lengths) < 2 or min(self.lengths) < 1:
-            raise ConfigError(f"ablation.scaling.lengths: {self.lengths} are not at least two positive lengths.")
+        if len(self.lengths) < 2:
+            raise OptionError("lengths", f"{self.lengths} are not at least two lengths.")
 
 
 @dataclass(kw_only=True)
@@ -84,17 +83,17 @@ class Ablation:
     controls: list[str] = field(default_factory=list)
     reference: str | None = None
     vary: dict[str, Any] = field(default_factory=dict)
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    lr: list[float] = field(default_factory=list)
-    lr_seeds: int = 1
+    seeds: list[Seed] = field(default_factory=lambda: [0, 1, 2])
+    lr: list[Positive] = field(default_factory=list)
+    lr_seeds: Size = 1
     match: Literal["parameters", "flops", "off"] = "parameters"
-    tolerance: float = 0.02
-    width_step: int = 4
+    tolerance: Annotated[float, Between(0, 1, above=True, below=True)] = 0.02
+    width_step: Size = 4
     scaling: Any = None
     costs: bool = True
     launcher: Literal["local", "joblib", "ray", "submitit"] = "local"
-    workers: int = 1
-    threads: int | None = None
+    workers: Size = 1
+    threads: Size | None = None
     launcher_options: dict[str, Any] = field(default_factory=dict)
     retry: bool = False
     dir: str | None = None
@@ -102,30 +101,24 @@ class Ablation:
     def __post_init__(self) -> None:
         def need(name: str, holds: bool, allowed: str) -> None:
             if not holds:
-                raise ConfigError(f"ablation.{name}: {getattr(self, name)!r} is not allowed; it must be {allowed}.")
+                raise OptionError(name, f"{getattr(self, name)!r} is not allowed; it must be {allowed}.")
 
-        need("workers", self.workers >= 1, "at least 1")
         need("workers", self.workers == 1 or self.launcher != "local", "1 with ablation.launcher=local; see joblib")
-        need("threads", self.threads is None or self.threads >= 1, "at least 1, or null")
-        need("tolerance", 0 < self.tolerance < 1, "in (0, 1)")
-        need("width_step", self.width_step >= 1, "at least 1")
-        need("lr_seeds", self.lr_seeds >= 1, "at least 1")
-        need("lr", all(rate > 0 and math.isfinite(rate) for rate in self.lr), "positive rates")
         need("seeds", len(set(self.seeds)) == len(self.seeds), "free of repetitions")
         need("vary", all(isinstance(v, list) and v for v in self.vary.values()), "a mapping to lists of values")
         need("arms", all(a is None or isinstance(a, Mapping) for a in self.arms.values()), "a mapping to settings")
         self.mixers = self.mixers or list(self.arms)
         self.lr_seeds = min(self.lr_seeds, max(1, len(self.seeds)))
         if not self.mixers:
-            raise ConfigError("ablation.mixers: nothing to compare; say mixer=A,B,...")
+            raise OptionError("mixers", "nothing to compare; say mixer=A,B,...")
         if len(set(self.mixers)) < len(self.mixers):
             raise ConfigError(f"mixer: {', '.join(self.mixers)} names an arm twice.")
         if self.reference is None:
             self.reference = next((m for m in self.mixers if m not in self.controls), self.mixers[0])
         if self.scaling is not None and not isinstance(self.scaling, Scaling):
             if not isinstance(self.scaling, Mapping):
-                raise ConfigError(f"ablation.scaling: {self.scaling!r} is not a mapping.")
-            self.scaling = build_dataclass(Scaling, self.scaling, key="ablation.scaling")
+                raise OptionError("scaling", f"{self.scaling!r} is not a mapping.")
+            self.scaling = build_dataclass(Scaling, self.scaling, key="scaling")
 
     def points(self) -> list[dict[str, Any]]:
         """The combinations of the values that vary."""

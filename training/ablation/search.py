@@ -15,9 +15,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ...errors import ConfigError, unknown
+from ...errors import ConfigError, OptionError, unknown
 from ...models import create_model, model_config
-from ...schema import build_dataclass
+from ...schema import Positive, Seed, Size, build_dataclass
 from .. import run_folder as report
 from ..cli.compose import compose_config, parse_overrides
 from ..cli.program import program
@@ -49,20 +49,17 @@ class Search:
     """
 
     mixers: list[str]
-    slots: int = 2
-    widths: list[int] | None = None
+    slots: Size = 2
+    widths: list[Size] | None = None
     cost: Literal["parameters", "flops", "activation_bytes"] = "parameters"
-    limit: float | None = None
-    trials: int = 20
-    sampler_seed: int | None = None
+    limit: Positive | None = None
+    trials: Size = 20
+    sampler_seed: Seed | None = None
     name: str = "search"
 
     def __post_init__(self) -> None:
-        if len(self.mixers) < 1:
-            raise ConfigError("search.mixers: at least one mixer is needed.")
-        for key in ("slots", "trials"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"search.{key}: {getattr(self, key)} must be at least 1.")
+        if not self.mixers:
+            raise OptionError("mixers", "at least one mixer is needed.")
 
 
 def from_command_line(overrides: Sequence[str]) -> tuple[Search, list[str]]:

@@ -98,7 +98,9 @@ MISTAKES = {
     "train.epochs=0": ["train.epochs", "at least 1"],
     "train.precision=fp8": ["train.precision", "fp8", "bf16"],
     "train.schedule=cosin": ["train.schedule", "cosin", "cosine"],
-    "train.warmup=5": ["train.warmup", "[0, 1)"],
+    "train.warmup=5": ["train.warmup: 5 must be", "below 1"],
+    "train.ema=1": ["train.ema: 1 must be", "below 1"],
+    "train.workers=-1": ["train.workers: -1 must be at least 0"],
     "train.accumulate=3": ["train.accumulate", "does not divide"],
     "seed=one": ["seed", "'one'", "int"],
     "+foo=1": ["foo", "not known"],
@@ -171,7 +173,7 @@ def test_sweeps_are_expanded():
     [
         ("seed=-1", "seed: -1 must be at least 0"),
         ("train.clip_grad=inf", "train.clip_grad: inf must be a finite number"),
-        ("train.epochs=9223372036854775808", "train.epochs: .* must be at most"),
+        ("train.epochs=9223372036854775808", "train.epochs: .* and at most"),
     ],
 )
 def test_numbers_out_of_range_are_named(argument, message):
