@@ -28,24 +28,18 @@ GRIDS: dict[int, tuple[Grid, ...]] = {
     2: ((2, 3), (6, 5)),
     3: ((2, 2, 3), (2, 4, 3)),
 }
-SQUARES: tuple[Grid, ...] = ((4, 4), (8, 8))
 
 kind_of_part(KIND, list_mixers)
 
 
-def grids_of(name: str, rank: int) -> tuple[Grid, ...]:
-    """Grids on which a mixer is tried, the smallest first: square only where the published mixer takes nothing else."""
-    return SQUARES if rank == 2 and getattr(mixer_class(name), "square", False) else GRIDS[rank]
-
-
 def all_grids(name: str) -> Iterator[tuple[Grid, ...]]:
-    """`grids_of` for every rank that the mixer takes."""
-    return (grids_of(name, rank) for rank in mixer_class(name).axes)
+    """Grids of every rank that the mixer takes."""
+    return (GRIDS[rank] for rank in mixer_class(name).axes)
 
 
 def last_grid(name: str) -> Grid:
     """The largest grid of the highest rank."""
-    return grids_of(name, mixer_class(name).axes[-1])[-1]
+    return GRIDS[mixer_class(name).axes[-1]][-1]
 
 
 def build(name: str, grid: Grid, *, causal: bool = False, dim: int = DIM, seed: int = 0, **options: Any) -> Mixer:
@@ -173,7 +167,7 @@ def autocast_stays_finite(name: str) -> None:
 @promise(KIND, applies=lambda name: not can_be_causal(name))
 def a_causal_form_is_refused(name: str) -> None:
     """A mixer that cannot be causal says so."""
-    grid = grids_of(name, mixer_class(name).axes[0])[-1]
+    grid = GRIDS[mixer_class(name).axes[0]][-1]
     require(refused(lambda: create_mixer(name, DIM, grid=grid, causal=True), "cannot be causal"), "It is not refused.")
 
 
@@ -221,7 +215,7 @@ def another_grid_works(name: str) -> None:
     """A larger grid works, after `resize_grid` where parameters depend on it; without it such a mixer refuses."""
     for grids in all_grids(name):
         mixer = shaken(build(name, grids[-1]))
-        grid = (10, 10) if grids is SQUARES else tuple(s + 2 for s in grids[-1])
+        grid = tuple(s + 2 for s in grids[-1])
         x = tokens(2, *grid, DIM)
         if mixer.needs_grid:
             if not mixer.is_causal:
@@ -251,7 +245,7 @@ def every_option_has_an_effect(name: str) -> None:
     for option, (_, value) in other_values(mixer_options(name), cls.alternatives, cls.inert).items():
         given = dict(cls.requires.get(option, {}))
         causal = bool(given.pop("causal", False))
-        grid = grids_of(name, 1 if causal else cls.axes[-1])[-1]
+        grid = GRIDS[1 if causal else cls.axes[-1]][-1]
         x = tokens(2, *grid, DIM)
         seen: list[tuple[Tensor, int, Any]] = []
         for options in (given, {**given, option: value}):

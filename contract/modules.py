@@ -16,13 +16,13 @@ from torch.nn.utils import parametrize
 
 from ..mixers import Mixer, mixer_class
 from .base import promise, require
-from .mixers import DIM, KIND, build, grids_of, trained_alone
+from .mixers import DIM, GRIDS, KIND, build, trained_alone
 from .tools import Grid, error, near, perturbed, tokens
 
 
 def small_grid(name: str) -> Grid:
     """A small grid of the lowest rank that the mixer takes."""
-    return grids_of(name, mixer_class(name).axes[0])[-1]
+    return GRIDS[mixer_class(name).axes[0]][-1]
 
 
 def _case(name: str) -> tuple[Mixer, Tensor]:
@@ -41,7 +41,7 @@ def leaves(module: nn.Module) -> dict[str, nn.Module]:
 
 def check_hooks(module: nn.Module, *inputs: Any, untrained: tuple[str, ...] = ()) -> None:
     """Forward and backward hooks on every leaf module fire when the module runs forward and backward."""
-    watched = {name: leaf for name, leaf in leaves(module).items() if not name.startswith(untrained or ("\0",))}
+    watched = {name: leaf for name, leaf in leaves(module).items() if not name.startswith(untrained)}
     forward, backward, handles = set(), set(), []
     for name, leaf in watched.items():
         handles.append(leaf.register_forward_hook(lambda *_, name=name: forward.add(name)))
@@ -76,7 +76,7 @@ class LowRank(nn.Module):
 def linears(module: nn.Module, untrained: tuple[str, ...] = ()) -> list[str]:
     """Names of all linear layers."""
     found = [name for name, child in module.named_modules() if isinstance(child, nn.Linear)]
-    return [name for name in found if name and not name.startswith(untrained or ("\0",))]
+    return [name for name in found if name and not name.startswith(untrained)]
 
 
 def check_adapters(module: nn.Module, *inputs: Any, untrained: tuple[str, ...] = ()) -> None:

@@ -15,9 +15,9 @@ import torch
 from ..errors import ConfigError
 from ..mixers import create_mixer
 from ..mixers.orders.orders import LEARNED, Order
-from ..mixers.orders.paths import PATHS
+from ..mixers.orders.paths import PATHS, build_paths
 from ..mixers.part import stated
-from ..schema import Parts, keyword_options
+from ..schema import Parts, keyword_options, split_spec
 from .base import at_the_smallest, kind_of_part, promise, require
 from .tools import Grid, garbled, near, other_values, perturbed, tokens
 
@@ -52,8 +52,8 @@ def _ranks(name: str) -> tuple[int, ...]:
 
 
 def _paths(spec: dict[str, Any], grid: Grid, layer_index: int = 0) -> list[torch.Tensor]:
-    base = torch.arange(int(torch.tensor(grid).prod())).view(grid)
-    return PATHS.build(spec, base, key="order", layer_index=layer_index)
+    name, options = split_spec(spec, kind="order")
+    return build_paths(name, options, grid, layer_index)
 
 
 @promise("order")

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..mixers import Mixer, mixer_class
 from .base import at_the_smallest, promise, require
-from .mixers import DIM, GRIDS, KIND, all_grids, build, can_be_causal, grids_of, last_grid, variants
+from .mixers import DIM, GRIDS, KIND, all_grids, build, can_be_causal, last_grid, variants
 from .tools import GARBAGE, ROUNDED, Grid, garbled, grid_masks, near, perturbed, refused, sequence_masks, tokens
 
 
@@ -181,7 +181,7 @@ def documents_stay_apart(name: str) -> None:
     honoured = 0
     for causal in forms:
         for options in variants(name, causal=causal):
-            grid = grids_of(name, 1)[-1]
+            grid = GRIDS[1][-1]
             ids, mask = _documents(grid[0])
             mixer = _form(name, grid, causal, options, ids)
             if mixer is None:

@@ -26,7 +26,8 @@ def _chosen(words: Sequence[str]) -> list[tuple[str, str]]:
     before = {id(part.value) for part in PARTS}
     (plugin,) = load_plugins(words, key="check")
     found = [part for part in PARTS if id(part.value) not in before or part.value.__module__ in plugin.modules]
-    return [(part.kind, part.name) for part in found if part.kind in kinds()]
+    named = [(part.kind.replace(" ", "_"), part.name) for part in found]
+    return [(kind, name) for kind, name in named if kind in kinds()]
 
 
 def main(arguments: Sequence[str]) -> int:

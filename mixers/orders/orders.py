@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -21,11 +20,12 @@ from ...errors import ConfigError, OptionError
 from ...kernels.common.registration import register_op
 from ...schema import Parts
 from ..base import Grid
-from .paths import PATHS, Path, reverse
+from ..part import stated
+from .paths import PATHS, Path, build_paths, reverse
 
 _REVERSED = "_reversed"
 # orders with parameters: modules built from the width and the grid, whose `read` gives what `Order` has
-LEARNED = Parts("order", __name__)
+LEARNED = Parts("learned order", __name__)
 _CACHE: dict[tuple[str, Grid, torch.device], Table] = {}
 _CACHE_SIZE = 512  # tables; a model has a few grids and a few orders
 
@@ -114,9 +114,9 @@ def _joined(paths: list[Path], grid: Grid) -> tuple[Tensor, Tensor]:
 
 def _read_paths(key: str, grid: Grid) -> list[Path]:
     with torch.device("cpu"):  # indices are numbers even while a model is built without memory
-        base, content, paths = torch.arange(math.prod(grid)).view(grid), json.loads(key), []
+        content, paths = json.loads(key), []
         for name, options, backwards in content["parts"]:
-            built = PATHS.build({"name": name, **options}, base, key="order", layer_index=content["layer_index"])
+            built = build_paths(name, options, grid, content["layer_index"])
             paths += [reverse(p) for p in built] if backwards else built
         return paths if content["path"] is None else [paths[content["path"]]]
 
@@ -245,7 +245,10 @@ class Order:
 
     def _name_tables(self) -> None:
         self.key = json.dumps(self._content, sort_keys=True)
-        self.paths = len(_read_paths(self.key, (2, 2, 2)))  # K, the same on all grids
+        ranks = set.intersection(*({*stated(PATHS.entries[name], "axes")} for name, _, _ in self.parts))
+        if not ranks:
+            raise OptionError("", "these orders are for grids of different ranks.")
+        self.paths = len(_read_paths(self.key, (2,) * max(ranks)))  # K, the same on all grids
         self.is_raster = self.parts == [("raster", {}, False)] and not self._content["interleaved"]
 
     def each_path(self) -> list[Order]:

@@ -9,17 +9,33 @@ is one frame, one of rank 1 one row of it. They run once for each grid; nothing 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from ...errors import OptionError, unknown
 from ...schema import Between, Parts, Seed, Size
-from ..part import states
+from ..part import stated, states
 
 Path = Tensor
 PATHS = Parts("order", __name__, context=("layer_index",))
+
+
+def build_paths(name: str, options: Mapping[str, Any], grid: Sequence[int], layer_index: int = 0) -> list[Path]:
+    """The paths of an order on a grid.
+
+    Raises:
+        OptionError: options that do not fit, or a grid of a rank that the order does not take.
+    """
+    axes = stated(PATHS.entries[name], "axes")
+    if len(grid) not in axes:
+        ranks = " or ".join(map(str, axes))
+        raise OptionError("order", f'"{name}" is for grids with {ranks} axes, not for {"x".join(map(str, grid))}.')
+    base = torch.arange(math.prod(grid)).view(tuple(grid))
+    return PATHS.build({"name": name, **options}, base, key="order", layer_index=layer_index)
 
 
 def reverse(path: Path) -> Path:
@@ -217,8 +233,6 @@ def frame_interleaved(base: Tensor, *, columns: bool = False, as_frames: bool = 
         as_frames: where VFIMamba's code puts the results of its scans by columns: it turns the sequence as if it were
             T frames one after another, and reads that as the sequence of pixels by rows. Needs `columns`.
     """
-    if base.ndim != 3:
-        raise OptionError("", f"frame_interleaved needs a grid of frames (T, H, W), not {tuple(base.shape)}.")
     if as_frames and not columns:
         raise OptionError("as_frames", "it has no effect without columns=true.")
     rows = base.permute(1, 2, 0)

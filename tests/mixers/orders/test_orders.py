@@ -187,7 +187,7 @@ def test_mistakes_in_the_configuration(spec, message):
         ({"name": "atrous", "size": 0}, "order.size: 0"),
         ({"name": "atrous", "rate": -1}, "order.rate: -1"),
         ({"name": "rotary_major", "turn": 4}, "order.turn: 4"),
-        ("frame_interleaved", "frames"),
+        ("frame_interleaved", "grids with 3 axes, not for 6x4"),
         (["raster", {"name": "atrous", "size": 2}], "mostly padding"),
     ],
 )
