@@ -152,7 +152,10 @@ def test_another_grid():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"name": "sinkhorn", "temp": 1.0}, r'm.order.temp: learned order "sinkhorn" has no such option.*"temperature"'),
+        (
+            {"name": "sinkhorn", "temp": 1.0},
+            r'm.order.temp: learned order "sinkhorn" has no such option.*"temperature"',
+        ),
         (["raster", "sinkhorn"], r'm.order\[1\]: the learned order "sinkhorn" stands alone'),
         ({"name": "sinkhorn", "temperature": 0.0}, r"m\.order\.temperature: 0\.0 must be at least 0\.001"),
     ],
