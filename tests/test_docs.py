@@ -1,8 +1,11 @@
-"""The Python examples of the README and the docs run as they stand."""
+"""The Python examples of the README and the docs run as they stand; links and citations lead somewhere."""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,3 +30,28 @@ def test_links_of_the_pages_lead_somewhere() -> None:
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_mixer_of_the_readme_keeps_the_contract(tmp_path: Path) -> None:
+    """In a process of its own: it would stay registered here."""
+    (block,) = [
+        b for b in re.findall(r"```py\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S) if "(Mixer, name=" in b
+    ]
+    (tmp_path / "my_mixers.py").write_text(block)
+    done = subprocess.run(
+        [sys.executable, "-m", "mixerzoo", "check", "my_mixers.py"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r'mixer "my_contrast": \d\d promises kept, 0 broken', done.stdout)
+
+
+def test_citations_name_this_version() -> None:
+    citation = (ROOT / "CITATION.cff").read_text()
+    (version,) = re.findall(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), flags=re.M)
+    assert f"\nversion: {version}\n" in citation
+    (title,) = re.findall(r'^title: "(.*)"$', citation, flags=re.M)
+    assert f"title  = {{{title}}}," in (ROOT / "README.md").read_text()

@@ -37,4 +37,4 @@ def summary(docstring: str | None) -> str:
     """The first sentence of a docstring, on one line, without arXiv ids."""
     first = " ".join((docstring or "").strip().partition("\n\n")[0].split())
     sentence = _SENTENCE_END.split(first)[0].rstrip(".")
-    return ARXIV.sub("", sentence).replace(", ,", ",").replace(" ,", ",").rstrip(" ,") + "."
+    return re.sub(r",? (?=[,.)]|$)", "", ARXIV.sub("", sentence)).rstrip(" ,") + "."

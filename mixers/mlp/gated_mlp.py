@@ -21,7 +21,7 @@ from .mlp import MlpMixer
 
 
 class GMlp(MatrixMixer, name="gmlp"):
-    """A channel MLP gated by a linear layer along the tokens. gMLP: Liu et al. (2021), arXiv:2105.08050.
+    """A channel MLP gated by a linear layer along the tokens. Liu et al. (2021), arXiv:2105.08050.
 
     `y = W2 (u * (S norm(v) + b))`, `[u, v] = act(W1 x)`. It mixes channels, too, so that the block around it needs no
     channel mixer. S starts near zero and b at one: at first the gate is open everywhere. The causal form, ours, makes S

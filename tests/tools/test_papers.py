@@ -36,6 +36,7 @@ def test_years_links_and_sentences():
     assert papers.linked("see arXiv:2312.00752.") == "see [arXiv:2312.00752](https://arxiv.org/abs/2312.00752)."
     assert papers.summary("One thing: another.\nMore of it.") == "One thing: another."
     assert papers.summary("Mixes as X et al. (2023) do. Y (2024).\n\nMore.") == "Mixes as X et al. (2023) do."
+    assert papers.summary("The mixer of Y (2021, arXiv:2111.11418), on tokens.") == "The mixer of Y (2021), on tokens."
     assert papers.summary("The block of Z (2024), arXiv:2412.09856, for clips.") == "The block of Z (2024), for clips."
 
 
