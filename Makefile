@@ -3,6 +3,7 @@
 # make lint    ruff and pyright
 # make gpu     everything that we want to know from a GPU, in seven minutes (ARGS=--rehearse without one)
 # make build-all  every kernel for every chip that Triton knows, under its oldest and its newest version (an hour)
+# make docs    the documentation as a site in build/site, with a page for every mixer, op and model family (minutes)
 # make bench   side-by-side measurements against peers
 # make clean   remove .venv, caches and build products; runs/ stays
 
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 ARGS ?=
 
-.PHONY: train test test-slow lint gpu build-all bench clean
+.PHONY: train test test-slow lint gpu build-all docs bench clean
 .DELETE_ON_ERROR:
 
 # One environment, reused while the two packaging files stay as they are.
@@ -27,6 +28,10 @@ $(VENV)/.test: $(VENV)/.base
 	$(BIN)/python -m pip install -q -e '.[test]'
 	@touch $@
 
+$(VENV)/.docs: $(VENV)/.base
+	$(BIN)/python -m pip install -q -e '.[docs]'
+	@touch $@
+
 train: $(VENV)/.base
 	$(BIN)/python train.py $(ARGS)
 
@@ -34,7 +39,7 @@ train: $(VENV)/.base
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
-test-slow: $(VENV)/.test
+test-slow: $(VENV)/.test $(VENV)/.docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m slow $(ARGS)
 
 lint: $(VENV)/.test
@@ -50,6 +55,11 @@ build-all: $(VENV)/.test
 	$(BIN)/python -m pip install -q --no-deps --upgrade --target $(VENV)/oldest 'triton==$(OLDEST_TRITON).*'
 	PYTHONPATH=$(VENV)/oldest $(BIN)/python -m mixerzoo.tools.build --all $(ARGS)
 	$(BIN)/python -m mixerzoo.tools.build --all $(ARGS)
+
+# NO_MKDOCS_2_WARNING: the versions are pinned
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs build $(ARGS)
+	@echo "build/site/index.html; with search: $(BIN)/python -m http.server -d build/site"
 
 bench: $(VENV)/.test
 	$(BIN)/python -m mixerzoo.benchmarks.vision
