@@ -13,7 +13,7 @@ import torch
 
 from ...mixers import Grid, create_mixer
 from ...mixers.base import Mixer
-from ...mixers.registry import mixer_class
+from ...mixers.registry import mixer_class, mixer_options
 from ...mixers.state import state_bytes
 from ...training.cost import count_parameters, measure_activation_bytes, measure_flops
 
@@ -54,10 +54,12 @@ def grids(cls: type[Mixer]) -> list[Grid]:
 
 def build(name: str, grid: Grid, dim: int = DIM, **options: Any) -> Mixer:
     """A mixer for this grid, causal where that is possible and the grid is a sequence."""
-    cls = mixer_class(name)
-    return create_mixer(
-        name, dim, grid=grid if cls.needs_grid else None, causal=len(grid) == 1 and cls.causal != "cannot", **options
-    )
+    cls, tokens = mixer_class(name), math.prod(grid)
+    longest = mixer_options(name).get("l_max")  # filters as long as this, and no sequences longer
+    if longest is not None and longest.default < tokens:
+        options = {"l_max": tokens, **options}
+    causal = len(grid) == 1 and cls.causal != "cannot"
+    return create_mixer(name, dim, grid=grid if cls.needs_grid else None, causal=causal, **options)
 
 
 def costs(name: str) -> list[Cost]:

@@ -6,9 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mixerzoo.tools.site import links, pages
-from mkdocs.plugins import event_priority
-from mkdocs.structure.files import File, Files
+from mixerzoo.tools.site import links, pages  # pyright: ignore[reportMissingImports] # mkdocs runs this file alone
+from mkdocs.plugins import event_priority  # pyright: ignore[reportMissingImports] # of the extra `docs`
+from mkdocs.structure.files import File, Files  # pyright: ignore[reportMissingImports]
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ("kernels", "mixers", "models", "tasks", "training", "contract")

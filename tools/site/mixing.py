@@ -1,7 +1,7 @@
 """What a part mixes, as a picture: how strongly the output of one token depends on every input token.
 
 The strength is the norm of the gradient of the output along random directions, averaged over samples and directions,
-relative to the largest. Grey inputs have none.
+relative to the largest. Grey inputs have none, or less than rounding can tell from none.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from .growth import build
 
 DIM, TOKENS, PLANE, CLIP = 32, 64, (8, 8), (4, 7, 7)
 STEPS, BATCH = 80, 64
-LOWEST = 1e-3  # of the largest strength, the end of the colours
+Panel = tuple[str, Tensor, tuple[int, int] | None]  # title, strengths, place of the output
+LOWEST, NONE = 1e-3, 1e-6  # of the largest strength: the end of the colours, and what an FFT leaves of zero
 
 
 def strengths(mixer: nn.Module, x: Tensor, place: tuple[int, ...], *, directions: int = 4) -> Tensor:
@@ -103,7 +104,7 @@ def _digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _show(axes: Any, field: Tensor, title: str, cross: tuple[int, int] | None, top: float) -> None:
-    values = field.double().masked_fill(field <= 0, float("nan")).numpy()
+    values = field.double().masked_fill(field <= NONE * top, float("nan")).numpy()
     axes.set_facecolor("#c9c9c9")
     axes.imshow(values, norm=LogNorm(LOWEST * top, top, clip=True), cmap="viridis")
     axes.set_title(title, fontsize=9)
@@ -112,13 +113,14 @@ def _show(axes: Any, field: Tensor, title: str, cross: tuple[int, int] | None, t
         axes.plot(cross[1], cross[0], "r+", markersize=9)
 
 
-def draw(panels: list[tuple[str, Tensor, tuple[int, int] | None]]) -> bytes:
-    """A row of panels (title, strengths, place of the output) as PNG."""
+def draw(panels: list[Panel], *, together: bool = False) -> bytes:
+    """A row of panels as PNG, each with colours of its own, or together, as frames of one clip."""
+    top = max(float(field.max()) for _, field, _ in panels)
     figure = Figure(figsize=(2.35 * len(panels), 2.65), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     row: Any = figure.subplots(1, len(panels), squeeze=False)
     for axes, (title, field, cross) in zip(row[0], panels, strict=True):
-        _show(axes, field, title, cross, max(float(field.max()), 1e-12))
+        _show(axes, field, title, cross, max(top if together else float(field.max()), 1e-12))
     file = io.BytesIO()
     figure.savefig(file)
     return file.getvalue()
@@ -138,7 +140,7 @@ def picture_of_mixer(name: str, *, train: bool = True) -> tuple[bytes, str]:
         train: also show it after a short training, where it takes images.
     """
     cls = mixer_class(name)
-    panels: list[tuple[str, Tensor, tuple[int, int] | None]] = []
+    panels: list[Panel] = []
     notes = []
     middle = (PLANE[0] // 2, PLANE[1] // 2)
     torch.manual_seed(0)
@@ -162,7 +164,8 @@ def picture_of_mixer(name: str, *, train: bool = True) -> tuple[bytes, str]:
         field = on_grid(build(name, CLIP, DIM), CLIP)
         panels += [(f"frame {t}", field[t], (3, 3) if t == CLIP[0] // 2 else None) for t in range(CLIP[0])]
         notes.append("How strongly the output of one token (cross) depends on those of four frames, untrained.")
-    return draw(panels), " ".join(notes) + " Bright is strong, on a logarithmic scale over three decades; grey is none."
+    notes.append("Bright is strong, on a logarithmic scale over three decades; grey is none (less than a millionth).")
+    return draw(panels, together=cls.axes == (3,)), " ".join(notes)
 
 
 def picture_of_channel_mixer(part: nn.Module, grid: Grid) -> bytes:

@@ -8,16 +8,18 @@ from ...models.registry import CONFIGS
 from ..markdown import table
 from ..model_table import KINDS, Family, mixer_names
 from ..papers import link, linked, year
+from .model_mixing import picture_of_model
 from .standings import of_models
 from .standings_table import standings_section
 
 
-def model_page(family: Family, parameters: Mapping[str, int]) -> str:
-    """The page of a family.
+def model_page(family: Family, parameters: Mapping[str, int], *, quick: bool = False) -> tuple[str, bytes | None]:
+    """The page of a family, and the picture of its smallest model.
 
     Args:
         family: its models.
         parameters: by the name of a model.
+        quick: without a picture.
     """
     names = sorted(family.models, key=lambda name: parameters[name])
     comments = dict(zip(family.models, family.comments, strict=True))
@@ -40,6 +42,11 @@ def model_page(family: Family, parameters: Mapping[str, int]) -> str:
     ]
     parts += ["## Models", table(("Model", "Parameters", "Token mixers", "What it is"), sizes)]
     example = names[0]
+    picture = None
+    if not quick:
+        picture, caption = picture_of_model(example, configs[example])
+        image = f"![Strength of the dependence of an output on inputs]({family.name}.png)"
+        parts += ["## What it mixes", image, caption]
     parts += [
         "## Use it",
         f'```python\nfrom mixerzoo import create_model\n\nmodel = create_model("{example}")\n```',
@@ -51,4 +58,4 @@ def model_page(family: Family, parameters: Mapping[str, int]) -> str:
         "## In the stored comparisons",
         standings_section(of_models(family.models)),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts) + "\n", picture

@@ -70,5 +70,6 @@ def pages() -> list[Page]:
         found += _with_picture("channel_mixers", name, channel_mixer_page(name))
     found += [Page(f"ops/{name}.md", op_page(name)) for name in op_names()]
     parameters = model_table.counts_in(model_table.PATH.read_text(encoding="utf-8"))
-    found += [Page(f"models/{family.name}.md", model_page(family, parameters)) for family in model_table.families()]
+    for family in model_table.families():
+        found += _with_picture("models", family.name, model_page(family, parameters, quick=quick()))
     return found + [Page(f"api/{name}.md", text) for name, text in api_pages().items()]
