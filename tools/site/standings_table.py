@@ -14,9 +14,15 @@ def standings_section(found: Sequence[Standing]) -> str:
         return "It is in none of them."
     rows = []
     for one in found:
-        place = "reference" if one.rank is None and one.reference else f"{one.rank} of {one.arms}" if one.rank else "-"
+        place = (
+            "reference"
+            if one.rank is None and one.reference
+            else f"{one.rank}&nbsp;of&nbsp;{one.arms}"
+            if one.rank
+            else "-"
+        )
         report = f"[{one.title}](../results/{one.study}/report.html)"
-        arm = f"`{one.arm}`" + (" (reference)" if one.reference and one.rank else "")
+        arm = f"`{one.arm}`" + (" (reference)" if one.reference else "")
         rows.append((report, arm, one.point or "-", place, one.score or "-", one.cost))
     text = "Each of them holds backbone, data and recipe equal; its report says what it can tell and what it cannot."
     return f"{text}\n\n" + table(("Comparison", "Arm", "At", "Rank", "Score", "Cost"), rows)
