@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import inspect
 
+FIRST = "mixerzoo"
 # Page -> what it says, and the modules whose public names it documents.
 MODULES = {
-    "mixerzoo": ("What `import mixerzoo` gives.", ("mixerzoo",)),
+    FIRST: ("What `import mixerzoo` gives.", ("mixerzoo",)),
     "mixers": ("Token mixers: building them, and the contract of one.", ("mixerzoo.mixers",)),
     "orders": ("Token orders.", ("mixerzoo.mixers.orders.orders", "mixerzoo.mixers.orders.ordered")),
     "models": ("Models: building, generating, resizing.", ("mixerzoo.models",)),
@@ -38,10 +39,20 @@ def public_names(module: str) -> list[str]:
 
 
 def api_pages() -> dict[str, str]:
-    """Every page by its name."""
+    """Every page by its name. A name is documented once; the first page only leads to what other pages document."""
+    elsewhere = {
+        name for page, (_, modules) in MODULES.items() if page != FIRST for m in modules for name in public_names(m)
+    }
+    done: set[str] = set()
     found = {}
     for page, (text, modules) in MODULES.items():
         parts = [f"# {page}", text]
-        parts += [f"::: {name}" for module in modules for name in public_names(module)]
+        names = [name for module in modules for name in public_names(module) if name not in done]
+        if page == FIRST:
+            led = [name for name in names if name in elsewhere]
+            parts.append("\n".join(f"- [`{name.rpartition('.')[2]}`][{name}]" for name in led))
+            names = [name for name in names if name not in elsewhere]
+        done.update(names)
+        parts += [f"::: {name}" for name in names]
         found[page] = "\n\n".join(parts) + "\n"
     return found
