@@ -42,7 +42,9 @@ class Mixer(OneNode):
     reserved: `create_mixer` and the backbones fill in `grid`, `causal`, `layer_index` and `num_layers` for constructors
     that ask for them. An option that is None by default leaves the choice to the model; an explicit value stays.
 
-    Class data, held to by the tests:
+    What it can do is class data, to which the contract holds it.
+
+    Attributes:
         axes: the ranks of grid that the mixer accepts.
         causal: "can" (takes the option `causal`), "cannot" or "always".
         needs_grid: parameters depend on the grid, which the constructor then needs; `resize_grid` changes it.

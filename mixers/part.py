@@ -17,7 +17,7 @@ Anything = TypeVar("Anything", bound=Callable[..., Any])
 class Part:
     """Class data of a part. A class may inherit from this or just set what differs; functions are given it by `states`.
 
-    Class data:
+    Attributes:
         axes: ranks of grid that the part takes.
         mixes_tokens: what comes out for a token depends on other tokens of its sample.
         mixes_batch: in training it depends on other samples and their tokens.

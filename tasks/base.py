@@ -42,7 +42,7 @@ class Task:
     error messages) are always there; a task may add others (`"mask"`, `"document_ids"`, `"position"`), which only its
     own `loss` and `update` read.
 
-    Class data:
+    Attributes:
         name: the name in the registry.
         metric: name of the primary metric, one of the scalars that `compute` returns.
         higher_is_better: its direction; the best checkpoint is chosen by it on the split `"val"`.
