@@ -25,5 +25,4 @@ from .spectral_mlp import spectral_mlp as spectral_mlp
 from .ssd import ssd as ssd
 from .ssd import ssd_step as ssd_step
 from .star_relu import star_relu as star_relu
-from .token_linear import token_linear as token_linear
 from .token_mlp import token_mlp as token_mlp

@@ -163,8 +163,10 @@ def measure_flops(module: Callable[..., Any], *inputs: Any, elementwise: bool = 
         kwargs: keyword arguments of `module`.
     """
     other, matrix = _Elementwise(), _matrix_counter()
+    # the counter's tracker fails on a view that has no gradient of a tensor that wants one
+    given = [value.detach() if isinstance(value, Tensor) else value for value in inputs]
     with torch.no_grad(), _eager_kernels(), other, matrix:
-        module(*inputs, **kwargs)
+        module(*given, **kwargs)
     return int(matrix.get_total_flops()) + other.matrix + (other.total if elementwise else 0)
 
 

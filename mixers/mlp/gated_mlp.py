@@ -7,9 +7,8 @@ D mixed channels, E hidden width over tokens, H heads. `*grid` is (N,), (H, W) o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -36,6 +35,7 @@ class GMlp(MatrixMixer, name="gmlp"):
     """
 
     source = "Pay Attention to MLPs (2021), arXiv:2105.08050"
+    formerly: ClassVar = {"weight": "proj.weight", "bias": "proj.bias"}
     equation = "y = W2 (u * (S norm(v) + b)), [u, v] = act(W1 x)"
     alternatives = {"ratio": 6.0, "activation": "relu"}
 
@@ -51,8 +51,7 @@ class GMlp(MatrixMixer, name="gmlp"):
         self.activation = activation
         self.fc1 = nn.Linear(dim, hidden)
         self.norm = nn.LayerNorm(hidden // 2, eps=1e-5)
-        self.weight = nn.Parameter(torch.empty(self.tokens, self.tokens))
-        self.bias: nn.Parameter | None = nn.Parameter(torch.empty(self.tokens))
+        self.allocate_matrix()
         self.fc2 = nn.Linear(hidden // 2, dim)
         self.reset_parameters()
 
@@ -64,9 +63,8 @@ class GMlp(MatrixMixer, name="gmlp"):
         self.reset_positions()
 
     def reset_positions(self) -> None:
-        nn.init.normal_(self.weight, std=1e-6)
-        if self.bias is not None:
-            nn.init.ones_(self.bias)
+        nn.init.normal_(self.holder.weight, std=1e-6)
+        nn.init.ones_(self.holder.bias)
 
     def mixed_width(self) -> int:
         return self.norm.normalized_shape[0]
@@ -81,7 +79,7 @@ class GMlp(MatrixMixer, name="gmlp"):
     @classmethod
     def convert_official(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """timm's `mlp_channels` of a block."""
-        names = {"gate.norm.": "norm.", "gate.proj.": "", "fc1.": "fc1.", "fc2.": "fc2."}
+        names = {"gate.norm.": "norm.", "gate.proj.": "proj.", "fc1.": "fc1.", "fc2.": "fc2."}
         return renamed(state_dict, {f"mlp_channels.{theirs}": ours for theirs, ours in names.items()})
 
     def extra_repr(self) -> str:
@@ -99,7 +97,6 @@ class NiNformer(PositionMixer, name="ninformer"):
         grid: the token grid.
         token_hidden: hidden width over tokens; None for twice the channels, as published.
         channel_hidden: hidden width over channels; None for twice the channels.
-        backend: of `kernels.token_mlp`.
     """
 
     causal = "cannot"
@@ -108,35 +105,25 @@ class NiNformer(PositionMixer, name="ninformer"):
     complexity = "N"
     source = "NiNformer: A Network in Network Transformer with Token Mixing (2024), arXiv:2403.02411"
     equation = "y = (W x + b) * M(x), M: an MLP-Mixer block"
-    alternatives = {"token_hidden": 20, "channel_hidden": 40, "backend": "reference"}
-    inert = frozenset({"backend"})
+    alternatives = {"token_hidden": 20, "channel_hidden": 40}
 
     def __init__(
-        self,
-        dim: int,
-        *,
-        grid: Grid,
-        token_hidden: Size | None = None,
-        channel_hidden: Size | None = None,
-        backend: str = "auto",
+        self, dim: int, *, grid: Grid, token_hidden: Size | None = None, channel_hidden: Size | None = None
     ) -> None:
         super().__init__(dim, grid=grid, causal=False)
         self.proj = nn.Linear(dim, dim)
         self.norm1 = nn.LayerNorm(dim, eps=1e-5)
-        self.token_mixer = MlpMixer(dim, grid=grid, token_hidden=token_hidden or 2 * dim, backend=backend)
+        self.token_mixer = MlpMixer(dim, grid=grid, token_hidden=token_hidden or 2 * dim)
         self.norm2 = nn.LayerNorm(dim, eps=1e-5)
         self.fc1 = nn.Linear(dim, channel_hidden or 2 * dim)
         self.fc2 = nn.Linear(self.fc1.out_features, dim)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        for layer in (self.proj, self.norm1, self.norm2, self.fc1, self.fc2):
+        """As PyTorch has them, as published: in the token mixer, too."""
+        tokens = (self.token_mixer.fc1, self.token_mixer.fc2)
+        for layer in (self.proj, self.norm1, self.norm2, self.fc1, self.fc2, *tokens):
             layer.reset_parameters()
-        mixer = self.token_mixer
-        for weight, bias in ((mixer.w1, mixer.b1), (mixer.w2, mixer.b2)):
-            bound = weight.shape[1] ** -0.5  # linear layers, as published
-            nn.init.uniform_(weight, -bound, bound)
-            nn.init.uniform_(bias, -bound, bound)
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
         return super().forward(x, mask=mask)
@@ -160,8 +147,7 @@ class NiNformer(PositionMixer, name="ninformer"):
     def convert_official(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The official `MixerGatingUnit`."""
         names = {"proj.": "proj."}
-        tokens = {"0.weight": "w1", "0.bias": "b1", "3.weight": "w2", "3.bias": "b2"}
-        names |= {f"Mixer.token_mix.2.net.{theirs}": f"token_mixer.{ours}" for theirs, ours in tokens.items()}
+        names |= {"Mixer.token_mix.2.net.0.": "token_mixer.fc1.", "Mixer.token_mix.2.net.3.": "token_mixer.fc2."}
         names |= {"Mixer.token_mix.0.": "norm1.", "Mixer.channel_mix.0.": "norm2."}
         names |= {"Mixer.channel_mix.1.net.0.": "fc1.", "Mixer.channel_mix.1.net.3.": "fc2."}
         return renamed(state_dict, names)

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import ConfigError, OptionError
-from ...kernels import token_linear
 from ..base import Grid, Mixer
 from ..positions import document_rows, put_back, real_first, rows_apart, without_padding
 from ..resize import resize_tokens_weight
@@ -179,26 +178,49 @@ class PositionMixer(Mixer):
 
 
 class MatrixMixer(PositionMixer):
-    """Base of mixers with N x N matrices: `weight` (H, N, N) or (N, N) and, unless None, `bias` (N,)."""
+    """Base of mixers with N x N matrices.
+
+    They are `weight` (H, N, N) or (N, N) and, unless None, `bias` (N,) of the mixer itself: an adapter of a linear layer
+    would not know what is made of them before they are applied, such as a triangle. Where one matrix is applied as it
+    is, that is the linear layer `proj` on the transposed tokens.
+    """
 
     complexity = "N^2"
+    proj: nn.Linear | None
     weight: nn.Parameter
     bias: nn.Parameter | None
+
+    def __init__(self, dim: int, *, grid: Grid, causal: bool) -> None:
+        super().__init__(dim, grid=grid, causal=causal)
+        self.proj = None
+
+    def allocate_matrix(self) -> None:
+        """One matrix and a bias, in `proj` unless causal."""
+        if self.is_causal:
+            self.weight = nn.Parameter(torch.empty(self.tokens, self.tokens))
+            self.bias = nn.Parameter(torch.empty(self.tokens))
+        else:
+            self.proj = nn.Linear(self.tokens, self.tokens)
+
+    @property
+    def holder(self) -> Any:
+        """The module whose `weight` and `bias` they are."""
+        return self if self.proj is None else self.proj
 
     def matrix(self) -> Tensor:
         """The matrix that is applied."""
         return self.weight.tril() if self.is_causal else self.weight
 
     def mix(self, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        if self.proj is not None:
+            return self.proj(v.transpose(1, 2)).transpose(1, 2)
         length = v.shape[1]
         matrix = self.matrix()[..., :length, :length]
         if matrix.ndim == 3:
             heads = v.unflatten(-1, (matrix.shape[0], -1)).transpose(1, 2)
             mixed = torch.matmul(matrix, heads).transpose(1, 2).flatten(2)
-        elif self.bias is not None:
-            return token_linear(v, matrix, self.bias[:length])
         else:
-            mixed = F.linear(v.transpose(1, 2), matrix).transpose(1, 2)
+            mixed = torch.matmul(matrix, v)
         return mixed if self.bias is None else mixed + self.bias[:length].unsqueeze(-1)
 
     def mix_one(self, past: Tensor, cache: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
@@ -213,8 +235,8 @@ class MatrixMixer(PositionMixer):
         if tuple(grid) == self.grid:
             return
         old, self.grid = self.grid, tuple(grid)
-        weight, bias = self.weight.detach(), None if self.bias is None else self.bias.detach()
-        tokens = self.tokens
+        layer, tokens = self.holder, self.tokens
+        weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
         if self.is_causal:
             self.weight = nn.Parameter(weight.new_empty(*weight.shape[:-2], tokens, tokens))
             self.bias = None if bias is None else nn.Parameter(bias.new_empty(tokens))
@@ -225,13 +247,15 @@ class MatrixMixer(PositionMixer):
                 if bias is not None and self.bias is not None:
                     self.bias[:kept] = bias[:kept]
             return
-        self.weight = nn.Parameter(
+        layer.weight = nn.Parameter(
             resize_tokens_weight(weight, old or (), self.grid, [-2, -1], summed=self.summed_axes())
         )
-        self.bias = None if bias is None else nn.Parameter(resize_tokens_weight(bias, old or (), self.grid, [0]))
+        layer.bias = None if bias is None else nn.Parameter(resize_tokens_weight(bias, old or (), self.grid, [0]))
+        if self.proj is not None:
+            self.proj.in_features = self.proj.out_features = tokens
 
     def reset_positions(self) -> None:
-        """Initial values of `weight` and `bias`."""
+        """Initial values of the matrix and the bias."""
         raise NotImplementedError
 
     def summed_axes(self) -> list[int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import ceil
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -98,27 +98,26 @@ class ResMlp(MatrixMixer, name="resmlp"):
     """
 
     source = "ResMLP: Feedforward networks for image classification (2021), arXiv:2105.03404"
+    formerly: ClassVar = {"weight": "proj.weight", "bias": "proj.bias"}
     equation = "y = W x + b, along the tokens"
 
     def __init__(self, dim: int, *, grid: Grid, causal: bool = False) -> None:
         super().__init__(dim, grid=grid, causal=causal)
-        self.weight = nn.Parameter(torch.empty(self.tokens, self.tokens))
-        self.bias: nn.Parameter | None = nn.Parameter(torch.empty(self.tokens))
+        self.allocate_matrix()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         self.reset_positions()
 
     def reset_positions(self) -> None:
-        nn.init.xavier_uniform_(self.weight)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+        nn.init.xavier_uniform_(self.holder.weight)
+        nn.init.zeros_(self.holder.bias)
 
     @classmethod
     def convert_official(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """timm's `linear_tokens` of a block; the official code holds the matrix as `attn`."""
         prefix = "attn" if "attn.weight" in state_dict else "linear_tokens"
-        return {name: state_dict[f"{prefix}.{name}"] for name in ("weight", "bias")}
+        return {f"proj.{name}": state_dict[f"{prefix}.{name}"] for name in ("weight", "bias")}
 
     def extra_repr(self) -> str:
         return f"grid={self.grid}, causal={self.is_causal}"
@@ -127,12 +126,14 @@ class ResMlp(MatrixMixer, name="resmlp"):
 class MlpMixer(PositionMixer, name="mlp_mixer"):
     """An MLP over the tokens, shared by the channels: `y = W2 act(W1 x + b1) + b2`. MLP-Mixer (2021), arXiv:2105.01601.
 
-    The hidden width comes from the channels, not from the tokens, so that time is linear in N.
+    The hidden width comes from the channels, not from the tokens, so that time is linear in N. Both layers are linear
+    layers of PyTorch's on the transposed tokens.
 
     The causal form, ours: there are k hidden units for every position, E = k N with the smallest k that reaches the
     hidden width asked for. The units of position n see tokens up to n (rows of W1), and the output at position m sees
     units of positions up to m (rows of W2). So output m depends on tokens up to m, exactly, and a sequence of L tokens
-    uses the first L positions and k L units. Time is then N^2.
+    uses the first L positions and k L units. Time is then N^2. Its masked weights are the mixer's own, since an adapter
+    of a linear layer would show the future, and `kernels.token_mlp` applies them.
 
     Args:
         dim: channels C.
@@ -141,7 +142,7 @@ class MlpMixer(PositionMixer, name="mlp_mixer"):
         token_ratio: hidden width E as a multiple of the channels.
         token_hidden: hidden width E, in place of `token_ratio`.
         activation: "gelu", "relu" or "silu".
-        backend: of `kernels.token_mlp`.
+        backend: of `kernels.token_mlp`, in the causal form.
     """
 
     complexity = "N"
@@ -149,6 +150,7 @@ class MlpMixer(PositionMixer, name="mlp_mixer"):
     equation = "y = W2 act(W1 x + b1) + b2, along the tokens"
     alternatives = {"token_ratio": 1.0, "token_hidden": 40, "activation": "relu", "backend": "reference"}
     inert = frozenset({"backend"})
+    formerly: ClassVar = {"w1": "fc1.weight", "b1": "fc1.bias", "w2": "fc2.weight", "b2": "fc2.bias"}
 
     def __init__(
         self,
@@ -169,7 +171,10 @@ class MlpMixer(PositionMixer, name="mlp_mixer"):
             raise OptionError("token_ratio", f"{token_ratio} of {dim} channels leaves no hidden units.")
         self.activation, self.backend = activation, backend
         self.per_token = ceil(hidden / self.tokens) if causal else 0
-        self._allocate(self.per_token * self.tokens if causal else hidden, None, None)
+        if causal:
+            self._allocate(self.per_token * self.tokens, None, None)
+        else:
+            self.fc1, self.fc2 = nn.Linear(self.tokens, hidden), nn.Linear(hidden, self.tokens)
         self.reset_parameters()
 
     def _allocate(self, hidden: int, device: torch.device | None, dtype: torch.dtype | None) -> None:
@@ -180,22 +185,24 @@ class MlpMixer(PositionMixer, name="mlp_mixer"):
         self.b2 = nn.Parameter(torch.empty(self.tokens, **make))
 
     def reset_parameters(self) -> None:
-        for weight, bias in ((self.w1, self.b1), (self.w2, self.b2)):
-            nn.init.xavier_uniform_(weight)
-            nn.init.normal_(bias, std=1e-6)
+        for value in self.parameters():
+            if value.ndim > 1:
+                nn.init.xavier_uniform_(value)
+            else:
+                nn.init.normal_(value, std=1e-6)
 
     def weights(self) -> tuple[Tensor, Tensor]:
-        """W1 and W2 as they are applied: where causal, without what would reach from the future into the past."""
-        if not self.is_causal:
-            return self.w1, self.w2
+        """W1 and W2 of the causal form as they are applied: without what would reach from the future into the past."""
         position = torch.arange(self.tokens, device=self.w1.device)
         unit = position.repeat_interleave(self.per_token)  # the position of each hidden unit
         return self.w1 * (position <= unit.unsqueeze(1)), self.w2 * (unit <= position.unsqueeze(1))
 
     def mix(self, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        if not self.is_causal:
+            return self.fc2(ACTIVATIONS[self.activation](self.fc1(v.transpose(1, 2)))).transpose(1, 2)
         length = v.shape[1]
         w1, w2 = self.weights()
-        hidden = length * self.per_token if self.is_causal else w1.shape[0]
+        hidden = length * self.per_token
         return token_mlp(
             v,
             w1[:hidden, :length],
@@ -223,8 +230,8 @@ class MlpMixer(PositionMixer, name="mlp_mixer"):
         if tuple(grid) == self.grid:
             return
         old, self.grid = self.grid or (), tuple(grid)
-        before = self.w1.detach(), self.b1.detach(), self.w2.detach(), self.b2.detach()
         if self.is_causal:
+            before = self.w1.detach(), self.b1.detach(), self.w2.detach(), self.b2.detach()
             self._allocate(self.tokens * self.per_token, self.w1.device, self.w1.dtype)
             self.reset_parameters()
             with torch.no_grad():
@@ -232,15 +239,17 @@ class MlpMixer(PositionMixer, name="mlp_mixer"):
                     part = tuple(slice(min(a, b)) for a, b in zip(new.shape, kept.shape, strict=True))
                     new[part] = kept[part]
             return
-        self.w1 = nn.Parameter(resize_tokens_weight(before[0], old, self.grid, [1], summed=[1]))
-        self.w2 = nn.Parameter(resize_tokens_weight(before[2], old, self.grid, [0]))
-        self.b2 = nn.Parameter(resize_tokens_weight(before[3], old, self.grid, [0]))
+        first, last = self.fc1, self.fc2
+        first.weight = nn.Parameter(resize_tokens_weight(first.weight.detach(), old, self.grid, [1], summed=[1]))
+        last.weight = nn.Parameter(resize_tokens_weight(last.weight.detach(), old, self.grid, [0]))
+        last.bias = nn.Parameter(resize_tokens_weight(last.bias.detach(), old, self.grid, [0]))
+        first.in_features = last.out_features = self.tokens
 
     @classmethod
     def convert_official(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """timm's `mlp_tokens` of a block."""
-        names = {"fc1.weight": "w1", "fc1.bias": "b1", "fc2.weight": "w2", "fc2.bias": "b2"}
-        return renamed(state_dict, {f"mlp_tokens.{theirs}": ours for theirs, ours in names.items()})
+        return renamed(state_dict, {"mlp_tokens.": ""})
 
     def extra_repr(self) -> str:
-        return f"grid={self.grid}, token_hidden={self.w1.shape[0]}, causal={self.is_causal}"
+        hidden = self.w1.shape[0] if self.is_causal else self.fc1.out_features
+        return f"grid={self.grid}, token_hidden={hidden}, causal={self.is_causal}"

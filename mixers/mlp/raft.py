@@ -6,13 +6,12 @@ Axis letters: B batch, H height, W width, C channels, R rafts, O = C / R channel
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import ConfigError, OptionError
-from ...kernels import token_mlp
 from ...schema import Positive, Size
 from ..base import Grid, Mixer
 from ..resize import resize_tokens_weight
@@ -37,39 +36,32 @@ class AxisMlp(nn.Module):
         inner = raft_size * length
         hidden = int(ratio * inner)
         self.norm = nn.LayerNorm(dim, eps=1e-5)
-        self.w1 = nn.Parameter(torch.empty(hidden, inner))
-        self.b1 = nn.Parameter(torch.empty(hidden))
-        self.w2 = nn.Parameter(torch.empty(inner, hidden))
-        self.b2 = nn.Parameter(torch.empty(inner))
-        self.reset_parameters()
+        self.fc1, self.fc2 = nn.Linear(inner, hidden), nn.Linear(hidden, inner)
 
     def reset_parameters(self) -> None:
-        """Linear layers, as published."""
-        self.norm.reset_parameters()
-        for weight, bias in ((self.w1, self.b1), (self.w2, self.b2)):
-            bound = weight.shape[1] ** -0.5
-            nn.init.uniform_(weight, -bound, bound)
-            nn.init.uniform_(bias, -bound, bound)
+        """As PyTorch has them, as published."""
+        for layer in (self.norm, self.fc1, self.fc2):
+            layer.reset_parameters()
 
-    def forward(self, x: Tensor, mask: Tensor | None, backend: str) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         batch, length, lines, _ = x.shape
         v = self.norm(x)
         if mask is not None:
             v = v.masked_fill(~mask.unsqueeze(-1), 0.0)
-        v = v.view(batch, length, lines, self.raft_size, -1).permute(0, 3, 1, 2, 4)  # (B, R, S, S', O)
-        v = v.reshape(batch, self.raft_size * length, -1)
-        y = token_mlp(v, self.w1, self.b1, self.w2, self.b2, backend=backend)
-        y = y.view(batch, self.raft_size, length, lines, -1).permute(0, 2, 3, 1, 4)
+        v = v.view(batch, length, lines, self.raft_size, -1).permute(0, 2, 4, 3, 1)  # (B, S', O, R, S)
+        y = self.fc2(F.gelu(self.fc1(v.flatten(3))))
+        y = y.view(v.shape).permute(0, 4, 1, 3, 2)
         return x + y.reshape(x.shape)
 
     def resize(self, length: int) -> None:
         """Another number of positions, by interpolation along them; the hidden width stays."""
         old, new, rafts = (self.length,), (length,), self.raft_size
-        w1, w2, b2 = self.w1.detach(), self.w2.detach(), self.b2.detach()
+        w1, w2, b2 = self.fc1.weight.detach(), self.fc2.weight.detach(), self.fc2.bias.detach()
         w1 = resize_tokens_weight(w1.unflatten(1, (rafts, -1)), old, new, [2], summed=[2])
-        self.w1 = nn.Parameter(w1.flatten(1))
-        self.w2 = nn.Parameter(resize_tokens_weight(w2.unflatten(0, (rafts, -1)), old, new, [1]).flatten(0, 1))
-        self.b2 = nn.Parameter(resize_tokens_weight(b2.unflatten(0, (rafts, -1)), old, new, [1]).flatten())
+        self.fc1.weight = nn.Parameter(w1.flatten(1))
+        self.fc2.weight = nn.Parameter(resize_tokens_weight(w2.unflatten(0, (rafts, -1)), old, new, [1]).flatten(0, 1))
+        self.fc2.bias = nn.Parameter(resize_tokens_weight(b2.unflatten(0, (rafts, -1)), old, new, [1]).flatten())
+        self.fc1.in_features = self.fc2.out_features = rafts * length
         self.length = length
 
 
@@ -89,7 +81,6 @@ class Raft(Mixer, name="raft"):
         native_grid: grid that the parameters are made for, where it is not the token grid. The map is then resized to
             it (bicubic), mixed, and resized back: what the official code does at a resolution other than the
             pretrained one. Any grid is taken, and `resize_grid` leaves the parameters as they are.
-        backend: of `kernels.token_mlp`.
     """
 
     axes = (2,)
@@ -99,8 +90,13 @@ class Raft(Mixer, name="raft"):
     memory = "N"
     source = "RaftMLP: How Much Can Be Done Without Attention and with Less Spatial Locality? (2021), arXiv:2108.04384"
     equation = "y = h(v(x)), v(x) = x + mlp(norm(x)) along columns, h the same along rows"
-    alternatives = {"raft_size": 4, "token_ratio": 3.0, "native_grid": (4, 4), "backend": "reference"}
-    inert = frozenset({"backend"})
+    alternatives = {"raft_size": 4, "token_ratio": 3.0, "native_grid": (4, 4)}
+    formerly: ClassVar = {
+        f"{axis}.{letter}{i}": f"{axis}.fc{i}.{name}"
+        for axis in ("vertical", "horizontal")
+        for letter, name in (("w", "weight"), ("b", "bias"))
+        for i in (1, 2)
+    }
 
     def __init__(
         self,
@@ -111,7 +107,6 @@ class Raft(Mixer, name="raft"):
         token_ratio: Positive = 2.0,
         residual: bool = False,
         native_grid: tuple[Size, Size] | None = None,
-        backend: str = "auto",
     ) -> None:
         super().__init__()
         if dim % raft_size:
@@ -120,7 +115,7 @@ class Raft(Mixer, name="raft"):
         if token_ratio * raft_size * min(height, width) < 1:
             raise OptionError("token_ratio", f"{token_ratio} leaves no hidden units.")
         self.grid, self.native = tuple(grid), native_grid is not None
-        self.residual, self.backend = residual, backend
+        self.residual = residual
         self.vertical = AxisMlp(dim, height, raft_size, token_ratio)
         self.horizontal = AxisMlp(dim, width, raft_size, token_ratio)
 
@@ -137,9 +132,9 @@ class Raft(Mixer, name="raft"):
                 f'mixer "{self.name}": resizing from {tuple(x.shape[1:3])} to {own} cannot honour a mask.'
             )
         y = resize_map(x, own)
-        y = self.vertical(y, mask, self.backend)
+        y = self.vertical(y, mask)
         rows = None if mask is None else mask.transpose(1, 2)
-        y = self.horizontal(y.transpose(1, 2), rows, self.backend).transpose(1, 2)
+        y = self.horizontal(y.transpose(1, 2), rows).transpose(1, 2)
         y = resize_map(y, (x.shape[1], x.shape[2]))
         return y if self.residual else y - x
 
@@ -163,8 +158,8 @@ class Raft(Mixer, name="raft"):
             for name in ("weight", "bias"):
                 norm = state_dict[f"{index}.norm.1.{name}"]
                 converted[f"{ours}.norm.{name}"] = norm.view(-1, rafts).t().reshape(-1)
-                converted[f"{ours}.{name[0]}1"] = state_dict[f"{index}.fn.0.{name}"]
-                converted[f"{ours}.{name[0]}2"] = state_dict[f"{index}.fn.3.{name}"]
+                converted[f"{ours}.fc1.{name}"] = state_dict[f"{index}.fn.0.{name}"]
+                converted[f"{ours}.fc2.{name}"] = state_dict[f"{index}.fn.3.{name}"]
         return converted
 
 

@@ -237,7 +237,7 @@ def test_raft_axis_equals_official() -> None:
         state = type(mixer).convert_official(unit)
         return {k.removeprefix("vertical."): v for k, v in state.items() if k.startswith("vertical.")}
 
-    forward = lambda x: block(x, None, "auto")  # noqa: E731
+    forward = lambda x: block(x, None)  # noqa: E731
     check_golden(golden, block, convert, to_ours=to_ours, to_theirs=to_theirs, forward=forward)
 
 
