@@ -7,6 +7,7 @@ A *promise* is a plain function `check(name)` that tries one thing on the part o
 from __future__ import annotations
 
 import functools
+import inspect
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -68,19 +69,24 @@ class Promise:
     Attributes:
         kind: e.g. "mixer".
         name: of the function.
-        check: takes the part's name.
+        check: takes the part's name, and some a combination of options as `given`, in place of those that it tries.
         applies: whether a part makes this promise, by its name.
     """
 
     kind: str
     name: str
-    check: Callable[[str], None]
+    check: Callable[..., None]
     applies: Callable[[str], bool] = field(repr=False)
 
     @property
     def statement(self) -> str:
         """What is promised, in one sentence."""
         return (self.check.__doc__ or "").strip().split("\n")[0]
+
+    @property
+    def takes_options(self) -> bool:
+        """Whether `check` takes a combination of options as `given`."""
+        return "given" in inspect.signature(self.check).parameters
 
 
 @dataclass(frozen=True)
@@ -117,19 +123,19 @@ def kind_of_part(kind: str, names: Callable[[], Iterable[str]]) -> None:
 
 def promise(
     kind: str, *, applies: Callable[[str], bool] = lambda name: True
-) -> Callable[[Callable[[str], None]], Callable[[str], None]]:
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorator that enters a check among the promises of a kind of part.
 
     It starts the check from the same random numbers each time, and names the part in what the check raises.
     """
 
-    def enter(check: Callable[[str], None]) -> Callable[[str], None]:
+    def enter(check: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(check)
-        def run_one(name: str) -> None:
+        def run_one(name: str, **options: Any) -> None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 try:
-                    check(name)
+                    check(name, **options)
                 except BrokenPromise as broken:
                     broken.kind, broken.part, broken.promise = kind, name, check.__name__
                     raise

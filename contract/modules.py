@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch.nn.utils import parametrize
 from ..mixers import Mixer, mixer_class
 from .base import promise, require
 from .mixers import DIM, GRIDS, KIND, build, trained_alone
-from .tools import Grid, error, near, perturbed, tokens
+from .tools import CLOSE, Grid, error, near, perturbed, tokens
 
 
 def small_grid(name: str) -> Grid:
@@ -160,8 +161,45 @@ def check_meta(module: nn.Module, make: Any) -> None:
         require(a.shape == b.shape and a.dtype == b.dtype, "A buffer is another one.", of=name)
 
 
+REFUSALS = (RuntimeError, NotImplementedError, ValueError)  # a ConfigError is one
+
+
+def check_per_sample_gradients(module: nn.Module, x: Tensor) -> None:
+    """`vmap(grad)` over a batch gives input and parameters the gradients that samples give one after another."""
+    module, x = module.double(), x.double()
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+    def loss(given: dict[str, Tensor], sample: Tensor) -> Tensor:
+        return torch.func.functional_call(module, given, (sample[None],)).square().sum()
+
+    given = {name: p.detach() for name, p in trained.items()}
+    of_given, of_input = torch.func.vmap(torch.func.grad(loss, argnums=(0, 1)), in_dims=(None, 0))(given, x)
+    together = {**of_given, "input": of_input}
+    for i, sample in enumerate(x):
+        leaves = {**trained, "input": sample.clone().requires_grad_()}
+        y = module(leaves["input"][None]).square().sum()
+        found = torch.autograd.grad(y, list(leaves.values()), allow_unused=True)
+        alone = {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(leaves.items(), found, strict=True)}
+        largest = max(float(g.abs().max()) for g in alone.values())
+        for name, gradient in alone.items():
+            off = float((together[name][i] - gradient).abs().max())
+            # relative to the parameter's own gradient, unless that is but rounding of the others'
+            scale = max(float(gradient.abs().max()), 1e-6 * largest)
+            require(off <= CLOSE * scale, "`vmap(grad)` gives another gradient.", of=name, sample=i, error=off / scale)
+
+
+def check_refused(run: Callable[[], None], why: str) -> None:
+    """What class data say is refused ends in an error that says something."""
+    try:
+        run()
+    except REFUSALS as refusal:
+        require(str(refusal), "Refused without a word.")
+    else:
+        require(False, "It works, but class data say that it is refused.", why=why)
+
+
 def check_second_order(module: nn.Module, x: Tensor) -> None:
-    """The gradient of a gradient is right, against differences of gradients, or refused with an error."""
+    """The gradient of a gradient is right, against differences of gradients."""
     module, x = module.double(), x.double()
     direction = tokens(*x.shape, seed=8).double()
 
@@ -170,12 +208,8 @@ def check_second_order(module: nn.Module, x: Tensor) -> None:
         (grad,) = torch.autograd.grad(module(at).square().sum(), at, create_graph=graph)
         return (at, grad) if graph else grad  # type: ignore[return-value]
 
-    try:
-        at, grad = gradient(x, True)
-        (second,) = torch.autograd.grad((grad * direction).sum(), at)
-    except (RuntimeError, NotImplementedError) as refusal:
-        require(str(refusal), "Refused without a word.")
-        return
+    at, grad = gradient(x, True)
+    (second,) = torch.autograd.grad((grad * direction).sum(), at)
     # A long step where scans and FFTs compute in float32 whatever comes in: rounding over it is then 1e-5, its square
     # 1e-4. A short one where the kinks of ReLU and the like lie close.
     off = {}
@@ -242,7 +276,21 @@ def double_precision_works(name: str) -> None:
     near(y.float(), expected, "float64 and float32 differ.", tolerance=1e-3)
 
 
+def _right_or_refused(name: str, what: str, check: Callable[[nn.Module, Tensor], None]) -> None:
+    why = mixer_class(name).refuses.get(what)
+    if why is None:
+        check(*_case(name))
+    else:
+        check_refused(lambda: check(*_case(name)), why)
+
+
 @promise(KIND)
 def second_derivatives_are_right_or_refused(name: str) -> None:
-    """The gradient of a gradient is right, or there is a clear error."""
-    check_second_order(*_case(name))
+    """The gradient of a gradient is right, or class data say why it is refused, and it is."""
+    _right_or_refused(name, "second derivatives", check_second_order)
+
+
+@promise(KIND)
+def per_sample_gradients_are_right_or_refused(name: str) -> None:
+    """`torch.func.vmap(grad)` over a batch is right, or class data say why it is refused, and it is."""
+    _right_or_refused(name, "vmap", check_per_sample_gradients)

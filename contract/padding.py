@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..mixers import Mixer, mixer_class
 from .base import at_the_smallest, promise, require
-from .mixers import DIM, GRIDS, KIND, all_grids, build, can_be_causal, last_grid, variants
+from .mixers import DIM, GRIDS, KIND, Options, all_grids, build, can_be_causal, last_grid, variants
 from .tools import GARBAGE, ROUNDED, Grid, garbled, grid_masks, near, perturbed, refused, sequence_masks, tokens
 
 
@@ -78,9 +78,9 @@ def passes_over_padding(name: str) -> bool:
 
 
 @promise(KIND, applies=passes_over_padding)
-def a_padded_row_is_as_if_alone(name: str) -> None:
+def a_padded_row_is_as_if_alone(name: str, given: Options | None = None) -> None:
     """In the causal form, padding anywhere, a row's real tokens get what they get alone."""
-    for options in variants(name, causal=True):
+    for options in variants(name, causal=True, given=given):
 
         def check(grid: Grid, options: dict[str, Any] = options) -> None:
             length = grid[0]
@@ -136,13 +136,13 @@ def _form(name: str, grid: Grid, causal: bool, options: dict[str, Any], ids: Ten
 
 
 @promise(KIND, applies=lambda name: packs(name) and can_be_causal(name))
-def documents_are_as_if_alone(name: str) -> None:
+def documents_are_as_if_alone(name: str, given: Options | None = None) -> None:
     """In the causal form each packed document gets what it gets alone, with padding within and before it too."""
     honoured = 0
-    for options in variants(name, causal=True):
+    for options in variants(name, causal=True, given=given):
         honoured += _try_documents(name, GRIDS[1], options)
     require(honoured, "No causal form takes `document_ids`.")
-    _try_documents(name, ((40,),), {})
+    _try_documents(name, ((40,),), dict(given or {}))
 
 
 def _try_documents(name: str, grids: tuple[Grid, ...], options: dict[str, Any]) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..mixers import Mixer, mixer_class
 from ..mixers.state import map_state, reorder_state, state_bytes
 from .base import at_the_smallest, promise, require
-from .mixers import DIM, GRIDS, KIND, build, can_be_causal, variants
+from .mixers import DIM, GRIDS, KIND, Options, build, can_be_causal, variants
 from .tools import Grid, garbled, near, perturbed, refused, sequence_masks, tokens
 
 LONG = 150  # more than a chunk of the scans
@@ -47,9 +47,9 @@ def streaming_is_refused(name: str) -> None:
 
 
 @promise(KIND, applies=streams)
-def steps_equal_the_forward(name: str) -> None:
+def steps_equal_the_forward(name: str, given: Options | None = None) -> None:
     """Token by token from `init_state` gives what `forward` gives, at every position."""
-    for options in variants(name, causal=True):
+    for options in variants(name, causal=True, given=given):
 
         def check(grid: Grid, options: dict[str, Any] = options) -> None:
             mixer, x = _mixer(name, grid, options), tokens(2, grid[0], DIM)
@@ -59,13 +59,13 @@ def steps_equal_the_forward(name: str) -> None:
                     length=grid[0], options=options,
                 )  # fmt: skip
 
-        at_the_smallest(check, (*GRIDS[1], (LONG,)) if not options else GRIDS[1])
+        at_the_smallest(check, GRIDS[1] if options and given is None else (*GRIDS[1], (LONG,)))
 
 
 @promise(KIND, applies=streams)
-def a_sequence_can_be_cut_anywhere(name: str) -> None:
+def a_sequence_can_be_cut_anywhere(name: str, given: Options | None = None) -> None:
     """`prefill` of any two pieces, or of one piece and steps, gives what `forward` gives: the state carries over."""
-    for options in variants(name, causal=True):
+    for options in variants(name, causal=True, given=given):
 
         def check(grid: Grid, options: dict[str, Any] = options) -> None:
             length = grid[0]
@@ -84,13 +84,13 @@ def a_sequence_can_be_cut_anywhere(name: str) -> None:
                         later, _ = _stepped(mixer, x[:, cut:], kept)
                         near(later, expected[:, cut:], "`step` does not continue a `prefill`.", **told, cut=cut)
 
-        at_the_smallest(check, (*GRIDS[1], (LONG,)) if not options else GRIDS[1])
+        at_the_smallest(check, GRIDS[1] if options and given is None else (*GRIDS[1], (LONG,)))
 
 
 @promise(KIND, applies=lambda name: streams(name) and mixer_class(name).masks)
-def a_padded_prefill_continues_each_row(name: str) -> None:
+def a_padded_prefill_continues_each_row(name: str, given: Options | None = None) -> None:
     """After a `prefill` with padding anywhere, and a second one, every row goes on as if it were alone."""
-    for options in variants(name, causal=True):
+    for options in variants(name, causal=True, given=given):
 
         def check(grid: Grid, options: dict[str, Any] = options) -> None:
             length = grid[0]
@@ -116,12 +116,12 @@ def a_padded_prefill_continues_each_row(name: str) -> None:
 
 
 @promise(KIND, applies=lambda name: streams(name) and mixer_class(name).packs)
-def packed_documents_equal_streams(name: str) -> None:
+def packed_documents_equal_streams(name: str, given: Options | None = None) -> None:
     """Each packed document of a `forward` gets what a stream of its own gives, from a fresh state."""
 
     def check(grid: Grid) -> None:
         length = grid[0]
-        mixer, x, cut = _mixer(name, grid, {}), tokens(2, length, DIM), length // 2
+        mixer, x, cut = _mixer(name, grid, dict(given or {})), tokens(2, length, DIM), length // 2
         ids = torch.zeros(2, length, dtype=torch.int64)
         ids[:, cut:] = 4
         with torch.no_grad():
@@ -134,10 +134,10 @@ def packed_documents_equal_streams(name: str) -> None:
 
 
 @promise(KIND, applies=streams)
-def rows_of_a_state_can_be_reordered(name: str) -> None:
+def rows_of_a_state_can_be_reordered(name: str, given: Options | None = None) -> None:
     """`reorder_state` picks, repeats and drops rows of a batch, as beam search does."""
     rows = torch.tensor([2, 0, 0])
-    for options in variants(name, causal=True):
+    for options in variants(name, causal=True, given=given):
 
         def check(grid: Grid, options: dict[str, Any] = options) -> None:
             length = grid[0]
@@ -182,9 +182,9 @@ def _types(state: Any) -> set[type]:
 
 
 @promise(KIND, applies=streams)
-def prefill_is_parallel(name: str) -> None:
+def prefill_is_parallel(name: str, given: Options | None = None) -> None:
     """`prefill` reads a padded prompt, and a piece after a state, at once: it never calls `step`."""
-    mixer = _mixer(name, GRIDS[1][-1], {})
+    mixer = _mixer(name, GRIDS[1][-1], dict(given or {}))
 
     def never(*_: Any, **__: Any) -> Any:
         require(False, "`prefill` calls `step`, token by token.")

@@ -65,6 +65,7 @@ class Mixer(OneNode):
         requires: for options that need others to have an effect, the values of these, e.g.
             `{"sink_tokens": {"window": 3}}`; the tests set them on both sides of the comparison.
         formerly: names of parameters in files of earlier versions, and what they are called now.
+        refuses: which of "vmap" (of gradients, by `torch.func`) and "second derivatives" it cannot do, and why.
         inert: options that change neither output, parameters nor cost, such as a backend.
         aux_losses: names of what the mixer adds by `aux_loss` in training, each with the beginnings of the names of the
             parameters that nothing else trains.
@@ -90,6 +91,7 @@ class Mixer(OneNode):
     requires: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     inert: ClassVar[frozenset[str]] = frozenset()
     formerly: ClassVar[Mapping[str, str]] = {}
+    refuses: ClassVar[Mapping[str, str]] = {}
     aux_losses: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     residual: bool = False

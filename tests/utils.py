@@ -63,6 +63,16 @@ def load_golden(name: str) -> Golden:
         return Golden({k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {})  # noqa: SIM118 - not a dict
 
 
+def rounding(dtype: torch.dtype, *lengths: int) -> float:
+    """What rounding may leave of a chain of sums of so many terms each, relative to the largest result.
+
+    Every sum rounds what it reads and what it gives to the dtype, half an eps each, and adds up in float32, whose
+    errors grow as the square root of the terms.
+    """
+    accumulated = torch.finfo(torch.float32 if dtype != torch.float64 else dtype).eps
+    return sum(torch.finfo(dtype).eps + accumulated * length**0.5 for length in lengths)
+
+
 def relative_error(ours: Tensor, theirs: Tensor) -> float:
     """max|a - b| / max|b|, with NaN counted as infinite."""
     assert ours.shape == theirs.shape, f"shape {tuple(ours.shape)} is not {tuple(theirs.shape)}"

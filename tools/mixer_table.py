@@ -58,7 +58,23 @@ def overview(target: str = "#{}") -> str:
     Args:
         target: where the name of a mixer leads, `{}` standing for the name.
     """
-    return _HEAD + table(_COLUMNS, [_row(name, target) for name in list_mixers()]) + "\n"
+    return _HEAD + table(_COLUMNS, [_row(name, target) for name in list_mixers()]) + "\n" + _refusals(target)
+
+
+_REFUSED = """
+Gradients of single samples by `torch.func.vmap(torch.func.grad(...))` and second derivatives are right for all of them,
+but for those that end in an error:
+
+"""
+
+
+def _refusals(target: str) -> str:
+    rows = [
+        (f"[`{name}`]({target.format(name)})", what, why)
+        for name in list_mixers()
+        for what, why in mixer_class(name).refuses.items()
+    ]
+    return _REFUSED + table(("Mixer", "Refuses", "Why"), rows) + "\n" if rows else ""
 
 
 def short_table(target: str) -> str:

@@ -44,6 +44,7 @@ class CachedAttention(Attention):
     packs = True
     complexity = "N^2"
     requires = {"num_kv_heads": {"num_heads": 2}, "rope_theta": {"position": "rotary"}}
+    refuses = {"vmap": "the lists of chosen blocks are as long as values say, for which vmap has no shape"}
 
     def __init__(
         self, dim: int, *, position: Literal["none", "rotary"] | None = None, **options: Unpack[HeadOptions]

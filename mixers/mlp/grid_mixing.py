@@ -180,9 +180,9 @@ class PositionMixer(Mixer):
 class MatrixMixer(PositionMixer):
     """Base of mixers with N x N matrices.
 
-    They are `weight` (H, N, N) or (N, N) and, unless None, `bias` (N,) of the mixer itself: an adapter of a linear layer
-    would not know what is made of them before they are applied, such as a triangle. Where one matrix is applied as it
-    is, that is the linear layer `proj` on the transposed tokens.
+    They are `weight` (H, N, N) or (N, N) and, unless None, `bias` (N,) of the mixer itself: an adapter of a linear
+    layer would not know what is made of them before they are applied, such as a triangle. Where one matrix is applied
+    as it is, that is the linear layer `proj` on the transposed tokens.
     """
 
     complexity = "N^2"

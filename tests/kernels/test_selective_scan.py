@@ -9,7 +9,7 @@ import torch
 from mixerzoo.errors import ConfigError
 from mixerzoo.kernels import selective_scan, selective_scan_step
 from mixerzoo.tests.kernels.utils import agrees, check_reference, compare, error, mutated, run, skewed
-from mixerzoo.tests.utils import load_golden
+from mixerzoo.tests.utils import load_golden, rounding
 from torch import Tensor
 
 # (batch, length, channels, groups, states)
@@ -281,8 +281,10 @@ def test_steps_equal_the_scan(backend, dtype):
             z_t=given["z"][:, t], delta_bias=given["delta_bias"], delta_softplus=True, backend=backend,
         )  # fmt: skip
         rows.append(row)
-    assert error(torch.stack(rows, 1), y) < (1e-5 if dtype == torch.float32 else 1e-2)
-    assert error(state, last) < 1e-5
+    # in half precision y is rounded, and nothing else; steps, states and outputs are sums of 2 to 6 terms in float32
+    exact = rounding(torch.float32, 6, 3, 3)
+    assert error(torch.stack(rows, 1), y) < (exact if dtype == torch.float32 else rounding(dtype, 6))
+    assert error(state, last) < exact
     assert state.dtype == torch.float32
 
 

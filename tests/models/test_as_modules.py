@@ -191,6 +191,31 @@ def test_quantised(name: str) -> None:
     assert 0 < error < 0.2
 
 
+@pytest.mark.parametrize("name", [*VISION, *LANGUAGE])
+def test_quantised_by_torchao(name: str) -> None:
+    """Weights of all linear layers in 8 bits, one scale for each row: every layer is used through its own weight."""
+    torchao = pytest.importorskip("torchao.quantization")
+
+    def wanted(layer: nn.Module, _: str = "") -> bool:
+        return isinstance(layer, nn.Linear) and layer.in_features > 1  # torchao knows no rows of one number
+
+    if name in LANGUAGE:
+        torch.manual_seed(0)
+        model, x = create_model(name, depth=2, dim=32).eval(), torch.arange(24).view(2, 12)
+    else:
+        model, x = small(name), images()
+    with torch.no_grad():
+        expected = model(x)
+        count = sum(map(wanted, model.modules()))
+        torchao.quantize_(model, torchao.Int8WeightOnlyConfig(set_inductor_config=False), filter_fn=wanted)
+        found = model(x)
+    weights: list[Any] = [m.weight for m in model.modules() if wanted(m)]
+    assert len(weights) == count > 0
+    assert all(type(weight.data) is not Tensor for weight in weights)
+    error = (found - expected).norm() / expected.norm()
+    assert 1e-4 < error < 0.1
+
+
 @pytest.mark.parametrize("name", VISION)
 def test_adapters_train_and_merge(name: str) -> None:
     model, x = small(name), images()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from mixerzoo.contract.mixers import check_options
 from mixerzoo.errors import ConfigError
 from mixerzoo.mixers import collect_losses, create_mixer
 from mixerzoo.mixers.attention.attention import Attention
@@ -82,12 +83,8 @@ def test_predicted_blocks():
 
 @pytest.mark.parametrize("indexer", INDEXERS)
 def test_causal_contract(indexer):
+    check_options("indexed_attention", {"indexer": indexer, **SMALL})
     mixer = checks.perturb(IndexedAttention(32, causal=True, indexer=indexer, **SMALL)).eval()
-    checks.check_causal(mixer, 32)
-    checks.check_streaming(mixer, 32, length=40, constant=False)
-    checks.check_padding(mixer, 32)
-    checks.check_padded_prefill(mixer, 32)
-    checks.check_parallel_prefill(mixer, 32)
     x = checks.tokens(2, 30, 32)
     later = torch.cat([x[:, :17], 3 * checks.tokens(2, 13, 32, seed=4)], 1)
     torch.testing.assert_close(mixer(x)[:, :17], mixer(later)[:, :17], rtol=1e-5, atol=1e-5)

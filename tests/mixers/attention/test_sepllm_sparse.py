@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from mixerzoo.contract.mixers import check_options
 from mixerzoo.errors import ConfigError
 from mixerzoo.kernels.block_sparse_attention.blocks import mask_of_blocks
 from mixerzoo.mixers import create_mixer
@@ -16,12 +17,7 @@ OPTIONS = {"local_window": 4, "initial_tokens": 2, "num_heads": 4, "num_kv_heads
 
 @pytest.mark.parametrize("period", [0, 5])
 def test_causal_contract(period):
-    mixer = checks.perturb(SepLLM(32, causal=True, period=period, position="rotary", **OPTIONS))
-    checks.check_causal(mixer, 32)
-    checks.check_streaming(mixer, 32, length=60, constant=False)
-    checks.check_padding(mixer, 32)
-    checks.check_padded_prefill(mixer, 32)
-    checks.check_parallel_prefill(mixer, 32)
+    check_options("sepllm", {"period": period, "position": "rotary", **OPTIONS})
 
 
 @pytest.mark.parametrize("causal", [True, False])

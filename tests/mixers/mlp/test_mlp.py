@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from mixerzoo.contract.mixers import check_options
 from mixerzoo.errors import ConfigError
 from mixerzoo.mixers import create_mixer
 from mixerzoo.mixers.mlp.gated_mlp import GMlp, NiNformer
-from mixerzoo.tests.mixers.sequence_checks import (
-    check_causal,
-    check_padded_prefill,
-    check_padding,
-    check_streaming,
-    perturb,
-)
+from mixerzoo.tests.mixers.sequence_checks import check_size_of_state, perturb
 from mixerzoo.tests.utils import check_golden, load_golden
 from torch import Tensor, nn
 
@@ -66,10 +61,9 @@ def small(name: str, length: int = 17, **options) -> nn.Module:
 
 @pytest.mark.parametrize(("name", "options"), CAUSAL, ids=IDS)
 def test_causal_form(name: str, options: dict) -> None:
-    check_causal(small(name, **options), 8)
-    check_streaming(small(name, length=40, **options), 8, length=40)
-    check_padding(small(name, **options), 8)
-    check_padded_prefill(small(name, **options), 8)
+    if options:
+        check_options(name, options)
+    check_size_of_state(small(name, length=40, **options), 8)
 
 
 @pytest.mark.parametrize(("name", "options"), CAUSAL, ids=IDS)
@@ -118,11 +112,9 @@ def test_shift_by_its_definition() -> None:
 
 
 def test_causal_shift() -> None:
-    mixer = create_mixer("shift", 8, causal=True, distance=3, fraction=0.5)
-    check_causal(mixer, 8)
-    check_streaming(mixer, 8, length=40)
-    check_padding(mixer, 8)
-    check_padded_prefill(mixer, 8)
+    options = {"distance": 3, "fraction": 0.5}
+    check_options("shift", options)
+    check_size_of_state(create_mixer("shift", 8, causal=True, **options), 8)
     with pytest.raises(ConfigError, match="wrap"):
         create_mixer("shift", 8, causal=True, padding="wrap")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from mixerzoo.contract.mixers import check_options
 from mixerzoo.errors import ConfigError
 from mixerzoo.kernels.ssd import ssd
 from mixerzoo.mixers import create_mixer
@@ -29,22 +30,16 @@ DELTA = {
 
 @pytest.mark.parametrize("variant", LINEAR)
 def test_linear_contract(variant):
-    mixer = checks.perturb(LinearAttention(16, **{"head_dim": 8, **LINEAR[variant]}))
-    checks.check_causal(mixer, 16)
-    checks.check_streaming(mixer, 16)
-    checks.check_padding(mixer, 16)
-    checks.check_padded_prefill(mixer, 16)
-    checks.check_packing(mixer, 16)
+    options = {"head_dim": 8, **LINEAR[variant]}
+    check_options("linear_attention", options)
+    checks.check_size_of_state(LinearAttention(16, **options), 16)
 
 
 @pytest.mark.parametrize("variant", DELTA)
 def test_delta_contract(variant):
-    mixer = checks.perturb(Delta(16, **{"head_dim": 8, **DELTA[variant]}))
-    checks.check_causal(mixer, 16)
-    checks.check_streaming(mixer, 16)
-    checks.check_padding(mixer, 16)
-    checks.check_padded_prefill(mixer, 16)
-    checks.check_packing(mixer, 16)
+    options = {"head_dim": 8, **DELTA[variant]}
+    check_options(Delta.name, options)
+    checks.check_size_of_state(Delta(16, **options), 16)
 
 
 def test_normalised_linear_attention_is_a_weighted_mean():
