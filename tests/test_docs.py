@@ -56,3 +56,10 @@ def test_citations_name_this_version() -> None:
     assert f"\nversion: {version}\n" in citation
     (title,) = re.findall(r'^title: "(.*)"$', citation, flags=re.M)
     assert f"title  = {{{title}}}," in (ROOT / "README.md").read_text()
+
+
+def test_every_page_has_its_place_in_the_site() -> None:
+    listed = set(re.findall(r"[\w/]+\.md", (ROOT / "mkdocs.yml").read_text()))
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")}
+    assert pages <= listed
+    assert listed - pages == {"report.md", "index.md", "contributing.md"} - pages  # left out, and written when it is built

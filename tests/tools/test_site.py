@@ -8,7 +8,8 @@ import pytest
 import torch
 from mixerzoo.mixers import create_mixer, list_mixers
 from mixerzoo.mixers.registry import mixer_class
-from mixerzoo.tools.site import api, growth, links, mixing, ops, parts, standings
+from mixerzoo.models import create_model
+from mixerzoo.tools.site import api, growth, links, mixing, model_mixing, ops, parts, standings
 
 # -- standings
 
@@ -88,6 +89,19 @@ def test_pictures_of_sequences_images_and_clips(name):
     picture, caption = mixing.picture_of_mixer(name, train=False)
     assert picture[:8] == b"\x89PNG\r\n\x1a\n"
     assert ("sequence" in caption) == (1 in mixer_class(name).axes)
+
+
+def test_what_a_whole_model_sees():
+    torch.manual_seed(0)
+    model = create_model("metaformer_digits", mixer="identity").eval()
+    seen = model_mixing._of_images(model, torch.randn(1, 1, 8, 8)) > 0
+    field = torch.zeros(8, 8, dtype=torch.bool)
+    field[2:7, 2:7] = True  # of the token (2, 2) of 4x4, through two convolutions of side 3, the second of stride 2
+    assert torch.equal(seen, field)
+
+    language = create_model("mamba2_tiny", depth=1, mixer={"name": "conv", "kernel_size": 3}).eval()
+    age = torch.arange(mixing.TOKENS)[:, None] - torch.arange(mixing.TOKENS)
+    assert torch.equal(model_mixing._of_sequence(language, 256) > 0, (age >= 0) & (age < 3))
 
 
 # -- pages

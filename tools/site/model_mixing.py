@@ -5,6 +5,7 @@ Axis letters: B batch, N tokens, C channels, H height, W width, T frames.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,7 +37,7 @@ def picture_of_model(name: str, config: Mapping[str, Any]) -> tuple[bytes, str]:
     size = config.get("image_size") or 224
     sides = (size, size) if isinstance(size, int) else tuple(size)
     frames = (int(config["frames"]),) if config.get("frames") else ()
-    field = _of_images(model, torch.randn(2, int(config.get("in_chans", 3)), *frames, *sides))
+    field = _of_images(model, torch.randn(1, int(config.get("in_chans", 3)), *frames, *sides))
     shown = field if frames else field[None]
     coarse = F.adaptive_avg_pool2d(shown[:, None], (min(FINEST, sides[0]), min(FINEST, sides[1])))[:, 0]
     panels: list[Panel] = [
@@ -57,12 +58,15 @@ def _of_images(model: Any, images: Tensor) -> Tensor:
     """Strengths `(H, W)` or `(T, H, W)` of the middle token of the last map."""
     images.requires_grad_()
     features = model.forward_features(images)
-    places = (1,) if features.ndim == 3 else tuple(range(2, features.ndim))  # tokens, or a map of channels first
-    for axis in reversed(places):
-        features = features.select(axis, features.shape[axis] // 2)
+    if features.ndim == 3:  # a square of tokens, with a class token before all of them or in the middle
+        tokens = features.shape[1]
+        features = features[:, tokens // 2 + math.isqrt(tokens - 1) // 2 + 1]
+    else:  # a map of channels first
+        for axis in reversed(range(2, features.ndim)):
+            features = features.select(axis, features.shape[axis] // 2)
     along = torch.randn(features.shape, generator=torch.Generator().manual_seed(0))
     (grad,) = torch.autograd.grad((features * along).sum(), images)
-    return grad.norm(dim=1).mean(0)
+    return grad[0].norm(dim=0)
 
 
 def _of_sequence(model: Any, vocabulary: int) -> Tensor:
