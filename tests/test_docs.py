@@ -59,7 +59,6 @@ def test_citations_name_this_version() -> None:
 
 
 def test_every_page_has_its_place_in_the_site() -> None:
-    listed = set(re.findall(r"[\w/]+\.md", (ROOT / "mkdocs.yml").read_text()))
-    pages = {page.name for page in (ROOT / "docs").glob("*.md")}
-    assert pages <= listed
-    assert listed - pages == {"report.md", "index.md", "contributing.md"} - pages  # left out, and written when it is built
+    navigation = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
+    listed = set(re.findall(r"\w+\.md", navigation)) - {"index.md", "contributing.md"}  # written when it is built
+    assert listed == {page.name for page in (ROOT / "docs").glob("*.md")}
