@@ -104,6 +104,16 @@ def test_what_a_whole_model_sees():
     assert torch.equal(model_mixing._of_sequence(language, 256) > 0, (age >= 0) & (age < 3))
 
 
+def test_the_picture_of_a_channel_mixer():
+    part = torch.nn.Linear(4, 4, bias=False)
+    assert torch.allclose(mixing.of_channels(part, (3, 3), dim=4), part.weight.abs())
+    page, picture = parts.channel_mixer_page("mlp")
+    assert picture[:4] == b"\x89PNG"
+    assert "| FLOPs of a token | 65," in page  # two products of 64 x 256, and the activation
+    assert "| Mixes tokens, too | no |" in page
+    assert "Right:" in parts.channel_mixer_page("channel_attention_conv")[0]
+
+
 # -- pages
 
 

@@ -168,6 +168,20 @@ def picture_of_mixer(name: str, *, train: bool = True) -> tuple[bytes, str]:
     return draw(panels, together=cls.axes == (3,)), " ".join(notes)
 
 
-def picture_of_channel_mixer(part: nn.Module, grid: Grid) -> bytes:
-    """The picture of a channel mixer on a grid of random tokens."""
-    return draw([("8x8 tokens, untrained", on_grid(part, grid), (grid[0] // 2, grid[1] // 2))])
+def of_channels(part: nn.Module, grid: Grid, *, dim: int = DIM) -> Tensor:
+    """How strongly every output channel of the centre token (rows) depends on its input channels (columns)."""
+    torch.manual_seed(0)
+    x = torch.randn(1, *grid, dim, requires_grad=True)
+    centre = (0, *(side // 2 for side in grid))
+    y = part(x)[centre]
+    return torch.stack([torch.autograd.grad(one, x, retain_graph=True)[0][centre].abs() for one in y])
+
+
+def picture_of_channel_mixer(part: nn.Module, grid: Grid, *, mixes_tokens: bool) -> tuple[bytes, str]:
+    """The picture of a channel mixer on a grid of random tokens, and what it shows."""
+    panels: list[Panel] = [(f"{DIM} channels, untrained", of_channels(part, grid), None)]
+    text = "How strongly the output channels of a token (rows) depend on its input channels (columns)."
+    if mixes_tokens:
+        panels.append(("8x8 tokens, untrained", on_grid(part, grid), (grid[0] // 2, grid[1] // 2)))
+        text += " Right: how strongly the output of one token (cross) depends on each of 8x8 tokens."
+    return draw(panels), text

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 import textwrap
+from typing import Any
 
 import torch
 
@@ -11,10 +13,12 @@ from ...mixers.base import Mixer
 from ...mixers.registry import mixer_class, mixer_options
 from ...models.parts.channel_mixers import CHANNEL_MIXERS
 from ...schema import keyword_options
+from ...training.cost import count_parameters, measure_activation_bytes, measure_flops
 from ..markdown import options_table, table
 from ..mixer_table import place
 from ..model_table import families
 from ..papers import linked, summary, year
+from .growth import DIM as COST_DIM
 from .growth import costs
 from .mixing import DIM, PLANE, picture_of_channel_mixer, picture_of_mixer
 from .standings import of_mixer
@@ -135,25 +139,28 @@ def channel_mixer_names() -> list[str]:
     return sorted(CHANNEL_MIXERS.entries)
 
 
-def channel_mixer_page(name: str) -> tuple[str, bytes | None]:
-    """The page of a channel mixer, with a picture where it mixes tokens, too."""
-    part = CHANNEL_MIXERS.entries[name]
-    assert isinstance(part, type)
+def channel_mixer_page(name: str) -> tuple[str, bytes]:
+    """The page of a channel mixer, and its picture."""
+    part: Any = CHANNEL_MIXERS.entries[name]
     options = keyword_options(part, CHANNEL_MIXERS.reserved)
-    parts = _head(name, part, part.source, part.equation)  # type: ignore[attr-defined]
-    parts.append(f"In a configuration: `channel_mixer: {name}`. On the command line: `model.channel_mixer={name}`.")
-    takes = ", ".join(_AXES[axes] for axes in part.axes)  # type: ignore[attr-defined]
+    torch.manual_seed(0)
+    grid = PLANE if 2 in part.axes else (4, *PLANE)
+    small, built = (CHANNEL_MIXERS.build(name, dim, key="channel_mixer").eval() for dim in (DIM, COST_DIM))
+    picture, caption = picture_of_channel_mixer(small, grid, mixes_tokens=part.mixes_tokens)
+    tokens = torch.randn(1, *grid, COST_DIM)
+    count = math.prod(grid)
     rows = [
-        ("Mixes tokens, too", _yes(part.mixes_tokens)),  # type: ignore[attr-defined]
-        ("Depends on other samples in training", _yes(part.mixes_batch)),  # type: ignore[attr-defined]
+        ("Mixes tokens, too", _yes(part.mixes_tokens)),
+        ("Depends on other samples in training", _yes(part.mixes_batch)),
+        (f"Parameters, at {COST_DIM} channels", f"{count_parameters(built):,}"),
+        ("FLOPs of a token", f"{measure_flops(built, tokens) / count:,.0f}"),
+        ("Kept for the backward pass, of a token", _bytes(measure_activation_bytes(built, tokens) // count)),
     ]
-    picture = None
-    if part.mixes_tokens and 2 in part.axes:  # type: ignore[attr-defined]
-        torch.manual_seed(0)
-        picture = picture_of_channel_mixer(CHANNEL_MIXERS.build(name, DIM, key="channel_mixer").eval(), PLANE)
-        parts += ["## What it mixes", f"![Strength of the dependence of an output on inputs]({name}.png)"]
-        parts.append("How strongly the output of one token (cross) depends on each of 8x8 random tokens, untrained.")
-    parts += ["## What it can do", table(("Takes", takes), rows)]
+    parts = _head(name, part, part.source, part.equation)
+    parts.append(f"In a configuration: `channel_mixer: {name}`. On the command line: `model.channel_mixer={name}`.")
+    parts += ["## What it mixes", f"![Strength of the dependence of outputs on inputs]({name}.png)", caption]
+    takes = ", ".join(_AXES[axes] for axes in part.axes)
+    parts += ["## What it can do, and what it costs", table(("Takes", takes), rows)]
     parts += ["## Options", options_table(options, [part]) if options else "It has none."]
     parts += ["## Notes", notes(part)] if notes(part) else []
     return "\n\n".join(parts) + "\n", picture
