@@ -278,10 +278,13 @@ def double_precision_works(name: str) -> None:
 
 def _right_or_refused(name: str, what: str, check: Callable[[nn.Module, Tensor], None]) -> None:
     why = mixer_class(name).refuses.get(what)
-    if why is None:
-        check(*_case(name))
-    else:
+    if why is not None:
         check_refused(lambda: check(*_case(name)), why)
+        return
+    try:
+        check(*_case(name))
+    except REFUSALS as refusal:
+        require(False, f"`refuses` does not say that it has no {what}.", error=f"{type(refusal).__name__}: {refusal}")
 
 
 @promise(KIND)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from mixerzoo.contract import BrokenPromise, promises, run
-from mixerzoo.mixers.base import MIXERS
+from mixerzoo.mixers.base import MIXERS, Mixer
 from mixerzoo.mixers.orders.paths import PATHS
 from mixerzoo.mixers.part import states
 from mixerzoo.mixers.recurrent.ssm import Mamba
@@ -18,6 +18,7 @@ from mixerzoo.models.parts.norms import NORMS
 from mixerzoo.schema import Parts
 from mixerzoo.training.schedules import SCHEDULES
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 def broken(kind: str, name: str, only: list[str] | None = None) -> set[str]:
@@ -89,6 +90,80 @@ def test_the_smallest_example_is_told() -> None:
     finally:
         del MIXERS["late_for_a_test"]
     assert (caught.value.example["length"], caught.value.example["cut"]) == (3, 1)
+
+
+# -- derivatives
+
+
+class Square(torch.autograd.Function):
+    """x^2, differentiable once, and for one sample at a time."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.square()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0] * grad
+
+
+class SecondIsZero(Square):
+    """Its gradient is a constant to autograd."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0].detach() * grad
+
+
+class SamplesScaled(Square):
+    """By itself right; for a batch by `vmap` another number."""
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int], x: Tensor) -> tuple[Tensor, int]:
+        return 1.01 * x.square(), in_dims[0]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0] * grad
+
+
+SECOND, EACH = "second_derivatives_are_right_or_refused", "per_sample_gradients_are_right_or_refused"
+WHY = {"second derivatives": "once_differentiable", "vmap": "no rule"}
+
+
+@pytest.mark.parametrize(
+    ("function", "refuses", "expected"),
+    [
+        (None, {}, set()),
+        (None, WHY, {SECOND, EACH}),
+        (Square, {}, {SECOND, EACH}),
+        (Square, WHY, set()),
+        (SecondIsZero, {}, {SECOND}),
+        (SamplesScaled, {}, {EACH}),
+    ],
+)
+def test_derivatives_that_are_wrong_or_missing(function: Any, refuses: dict[str, str], expected: set[str]) -> None:
+    class Squared(Mixer, name="squared_for_a_test"):
+        """Squares every token."""
+
+        def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
+            return x.square() if function is None else function.apply(x)
+
+        def __init__(self, dim: int) -> None:
+            super().__init__()
+
+    Squared.refuses = refuses
+    try:
+        assert broken("mixer", "squared_for_a_test", [SECOND, EACH]) == expected
+    finally:
+        del MIXERS["squared_for_a_test"]
 
 
 # -- the other kinds
