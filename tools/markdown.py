@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ..schema import shown
 from ..training.cli.explain import explained
+from .papers import linked
 
 _LITERAL = re.compile(r"Literal\[([^\]]*)\]")
 
@@ -34,7 +35,7 @@ def options_table(options: Mapping[str, inspect.Parameter], classes: Sequence[ty
         needed = option.default is inspect.Parameter.empty
         default = "needed" if needed else f"`{'null' if option.default is None else repr(option.default)}`"
         meaning = next((text for cls in classes if (text := explained(cls, name))), "")
-        rows.append((f"`{prefix}{name}`", type_for_people(option.annotation), default, meaning))
+        rows.append((f"`{prefix}{name}`", type_for_people(option.annotation), default, linked(meaning)))
     return table(("Option", "Type", "Default", "Meaning"), rows)
 
 

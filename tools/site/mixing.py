@@ -148,8 +148,8 @@ def picture_of_mixer(name: str, *, train: bool = True) -> tuple[bytes, str]:
         before, after, accuracy = trained_on_digits(name)
         panels += [("8x8 digits, untrained", before, middle), (f"after {STEPS} steps", after, middle)]
         notes.append(
-            f"Left: how strongly the output of one token (cross) depends on each of 8x8 tokens of images of digits, in "
-            f"the first block of `metaformer_digits`, before and after {STEPS} steps of training "
+            f"The first two: how strongly the output of one token (cross) depends on each of 8x8 tokens of images of "
+            f"digits, in the first block of `metaformer_digits`, before and after {STEPS} steps of training "
             f"({accuracy:.0%} right on the test images; digits is too small to rank mixers)."
         )
     elif 2 in cls.axes:
@@ -159,7 +159,9 @@ def picture_of_mixer(name: str, *, train: bool = True) -> tuple[bytes, str]:
         mixer = build(name, (TOKENS,), DIM)
         panels.append((f"sequence of {TOKENS}, untrained", matrix(mixer, torch.randn(1, TOKENS, DIM)), None))
         form = "causal form, " if mixer.is_causal or cls.causal == "always" else ""
-        notes.append(f"A sequence of {TOKENS} random tokens ({form}untrained): row i is the output of token i.")
+        notes.append(
+            f"The last: a sequence of {TOKENS} random tokens ({form}untrained): row i is the output of token i."
+        )
     if cls.axes == (3,):
         field = on_grid(build(name, CLIP, DIM), CLIP)
         panels += [(f"frame {t}", field[t], (3, 3) if t == CLIP[0] // 2 else None) for t in range(CLIP[0])]
