@@ -49,6 +49,7 @@ MATRIX_INSTRUCTIONS = {
     "tcgen05": r"tcgen05\.mma",
     "mma": r"\bmma\.sync",
     "mfma": r"\bv_s?mfmac?_",
+    "wmma": r"\bv_s?wmmac?_",
 }
 
 

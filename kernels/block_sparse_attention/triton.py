@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.registration import register_op
-from ..common.tiles import block, common_dtype, dot, dot_split, given, precision
+from ..common.tiles import block, common_dtype, dot, dot_split, given, precision, warps
 from .blocks import Blocks, transposed
 from .eager import backward_flops, forward_flops
 from .problem import Problem, expand_heads, units_of
@@ -235,7 +235,7 @@ def tile_sizes(width: int, dtype: torch.dtype) -> TileSizes:
     """Tiles for heads of `width` channels: they fit 64 KB of shared memory (AMD; NVIDIA's smallest chips have 99 KB)
     and spill nothing on sm_80."""
     if dtype == torch.float32 and width > 64:
-        return TileSizes(16, 16, 16, 16, 16, 16, 1, *((4, 4) if width <= 128 else (8, 8)))
+        return TileSizes(16, 16, 16, 16, 16, 16, 1, 4, 4 if width <= 128 else 8)
     if width <= 64:
         return TileSizes(128, 64, 64, 64, 32, 64) if dtype != torch.float32 else TileSizes(128, 32, 32, 32, 32, 32)
     return TileSizes(128, 32, 32, 32, 32, 32) if width <= 128 else TileSizes(64, 32, 32, 32, 16, 32, 1)
@@ -270,7 +270,7 @@ class _Call:
         self.query_rows, self.key_rows = min(self.rows, largest.query_rows), min(self.rows, largest.key_rows)
         self.query_columns = min(self.columns, largest.query_columns)
         self.key_columns = block(p.blocks.block_k, largest.key_columns)
-        self.stages, self.warps = largest.stages, largest.warps
+        self.stages, self.warps = largest.stages, warps(largest.warps)
         self.constants = {
             "D": self.size, "PACK": self.units.pack, "BLOCK_Q": p.blocks.block_q, "BLOCK_K": p.blocks.block_k,
             "BLOCK_D": width, "CAUSAL": p.causal, "HAS_WINDOW": p.window >= 0, "HAS_GLOBAL": p.k_global is not None,
@@ -315,7 +315,7 @@ def _forward(
     _forward_kernel[(offsets.shape[2] - 1) * subs, c.batch * c.units.units](
         c.q, c.k, c.v, offsets, ids, *c.pointers(), y, lse, *c.sizes(), c.units.units, window, subs,
         *c.strides(offsets), ROWS=c.rows, COLS=c.columns, **c.constants,
-        num_warps=8 if c.rows > 64 else c.warps, num_stages=c.stages,
+        num_warps=warps(8) if c.rows > 64 else c.warps, num_stages=c.stages,
     )  # fmt: skip
     return y, lse
 

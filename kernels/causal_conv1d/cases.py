@@ -12,15 +12,18 @@ from . import causal_conv1d, causal_conv1d_step
 
 def _inputs(
     draw: Draw, *, B: int, L: int, C: int, K: int, activation: str | None = "silu", initial: bool = False,
-    documents: bool = False, final: bool = False,
+    documents: bool = False, sequences: bool = False, final: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
+    offsets = draw.offsets(L) if sequences else None
+    rows = B if offsets is None else len(offsets) - 1
     return {
         "x": draw.normal(B, L, C),
         "weight": draw.normal(C, K),
         "bias": draw.normal(C),
         "activation": activation,
-        "initial_state": draw.normal(B, K - 1, C) if initial else None,
+        "initial_state": draw.normal(rows, K - 1, C) if initial else None,
         "document_ids": draw.documents(B, L).int() if documents else None,
+        "cu_seqlens": offsets,
         "return_final_state": final,
     }
 
@@ -53,11 +56,13 @@ CASES = [
             "backward_float32_documents": Size(
                 {"B": 1, "L": 64, "C": 128, "K": 4, "initial": True, "documents": True}, torch.float32
             ),
+            "backward_sequences": Size({"B": 1, "L": 64, "C": 128, "K": 4, "initial": True, "sequences": True}),
         },
         odd=(
             {"B": 2, "L": 63, "C": 70, "K": 4, "initial": True, "documents": True, "final": True},
             {"B": 1, "L": 1, "C": 3, "K": 2, "activation": None},
             {"B": 2, "L": 300, "C": 96, "K": 3, "initial": True, "final": True},
+            {"B": 1, "L": 90, "C": 70, "K": 4, "initial": True, "sequences": True, "final": True},
         ),
         models={"Mamba-130M: (8, 2048, 1536), 4 taps, bf16": {"B": 8, "L": 2048, "C": 1536, "K": 4}},
     ),

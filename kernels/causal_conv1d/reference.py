@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..common.documents import document_index
+from ..common.packing import by_sequence, padded_index
 
 
 def causal_conv1d_reference(
@@ -19,8 +19,14 @@ def causal_conv1d_reference(
     activation: str | None,
     initial_state: Tensor | None,
     document_ids: Tensor | None,
+    cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """See `mixerzoo.kernels.causal_conv1d`; always returns `(y, final state)`."""
+    if cu_seqlens is not None:
+        return by_sequence(
+            lambda x, before: causal_conv1d_reference(x, weight, bias, activation, before, None, None),
+            cu_seqlens, (x,), initial_state,
+        )  # fmt: skip
     high = torch.promote_types(x.dtype, torch.float32)
     batch, length, channels = x.shape
     taps = weight.shape[1]
@@ -28,18 +34,19 @@ def causal_conv1d_reference(
     row = torch.cat([before, x], 1)  # row[:, t + k] stands under tap k for token t
     document = torch.zeros(batch, length, dtype=torch.int32, device=x.device)
     if document_ids is not None:
-        document = document_index(document_ids)
+        document = padded_index(document_ids)
     document = F.pad(document, (taps - 1, 0))  # the state belongs to the first document
     y = torch.zeros(batch, length, channels, dtype=high, device=x.device)
     for k in range(taps):
-        same = document[:, k : k + length] == document[:, taps - 1 :]
-        y = y + weight[:, k].to(high) * row[:, k : k + length].to(high) * same[..., None]
+        same = (document[:, k : k + length] == document[:, taps - 1 :]) & (document[:, taps - 1 :] >= 0)
+        y = y + weight[:, k].to(high) * torch.where(same[..., None], row[:, k : k + length].to(high), 0)
     if bias is not None:
         y = y + bias.to(high)
     if activation == "silu":
         y = F.silu(y)
-    last = document[:, length:] == document[:, -1:]
-    return y.to(x.dtype), row[:, length:] * last[..., None]
+    y = torch.where((document[:, taps - 1 :] >= 0)[..., None], y, 0)
+    last = (document[:, length:] == document[:, -1:]) & (document[:, -1:] >= 0)
+    return y.to(x.dtype), torch.where(last[..., None], row[:, length:], 0)
 
 
 def causal_conv1d_step_reference(

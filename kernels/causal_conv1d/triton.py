@@ -15,15 +15,16 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.autotune import configs
-from ..common.documents import document_index
+from ..common.packing import count_slots, padded_index, slot_owners
 from ..common.registration import empties, register_op
-from .state import final_state
+from ..common.tiles import part_of, strides, tokens_of
+from .state import final_state, final_states
 
 
 @triton.jit
-def _token(x_ptr, state_ptr, row, t, x_b, x_t, length, channels, c, real, K: tl.constexpr):
+def _token(x_ptr, state_ptr, row, t, x_t, length, channels, c, real, K: tl.constexpr):
     """Token t of x (X,), of the state where t < 0, 0 where neither has it."""
-    x = tl.load(x_ptr + row * x_b + t * x_t + c, mask=real & (t >= 0) & (t < length), other=0.0).to(tl.float32)
+    x = tl.load(x_ptr + t * x_t + c, mask=real & (t >= 0) & (t < length), other=0.0).to(tl.float32)
     if state_ptr is not None:
         at = (row * (K - 1) + t + (K - 1)) * channels + c
         x += tl.load(state_ptr + at, mask=real & (t < 0) & (t > -K), other=0.0).to(tl.float32)
@@ -31,9 +32,9 @@ def _token(x_ptr, state_ptr, row, t, x_b, x_t, length, channels, c, real, K: tl.
 
 
 @triton.jit
-def _document(docs_ptr, row, t, length):
-    """Document of token t; the state belongs to document 0."""
-    return tl.load(docs_ptr + row * length + t, mask=(t >= 0) & (t < length), other=0)
+def _document(docs_ptr, t, length):
+    """Document of token t, below 0 for padding; the state belongs to document 0."""
+    return tl.load(docs_ptr + t, mask=(t >= 0) & (t < length), other=0)
 
 
 @triton.jit
@@ -69,12 +70,16 @@ def _before_activation(w, xs, docs, bias, DOCS: tl.constexpr, K: tl.constexpr):
 @triton.autotune(configs=configs(({"X": 128}, 2, 1), ({"X": 256}, 4, 1), ({"X": 64}, 1, 1)), key=["channels", "K", "T"])
 @triton.jit
 def causal_conv1d_forward_kernel(
-    x_ptr, weight_ptr, bias_ptr, state_ptr, docs_ptr, y_ptr, length, channels, x_b, x_t,
+    x_ptr, weight_ptr, bias_ptr, state_ptr, docs_ptr, cu_ptr, owner_ptr, y_ptr, length, channels, x_b, x_t, spans,
     K: tl.constexpr, T: tl.constexpr, X: tl.constexpr, SILU: tl.constexpr, DOCS: tl.constexpr,
 ):  # fmt: skip
     """T tokens of X channels of one row, one after the other, with the K tokens under the taps in registers."""
-    row = tl.cast(tl.program_id(2), tl.int64)
-    first = tl.cast(tl.program_id(1), tl.int64) * T
+    row, span = part_of(cu_ptr, owner_ptr, tl.program_id(2) * spans + tl.program_id(1), spans, T)
+    at, origin, length = tokens_of(cu_ptr, row, length)
+    x_ptr += at * x_b
+    if DOCS:
+        docs_ptr += origin
+    first = tl.cast(span, tl.int64) * T
     c = tl.program_id(0) * X + tl.arange(0, X)
     real = c < channels
     w = _taps(weight_ptr, c, real, K)
@@ -84,30 +89,40 @@ def causal_conv1d_forward_kernel(
     xs = (bias,)  # the K tokens under the taps; this first one is dropped before it is used
     docs = (row * 0,)
     for k in tl.static_range(1, K):
-        xs = xs + (_token(x_ptr, state_ptr, row, first - K + k, x_b, x_t, length, channels, c, real, K),)
+        seen = real
         if DOCS:
-            docs = docs + (_document(docs_ptr, row, first - K + k, length),)
+            docs = docs + (_document(docs_ptr, first - K + k, length),)
+            seen = real & (docs[k] >= 0)
+        xs = xs + (_token(x_ptr, state_ptr, row, first - K + k, x_t, length, channels, c, seen, K),)
     for i in tl.static_range(T):
         t = first + i
         here = real & (t < length)
-        xs = _shifted(xs, tl.load(x_ptr + row * x_b + t * x_t + c, mask=here, other=0.0).to(tl.float32), K)
+        seen = here
         if DOCS:
-            docs = _shifted(docs, _document(docs_ptr, row, t, length), K)
+            docs = _shifted(docs, _document(docs_ptr, t, length), K)
+            seen = here & (docs[K - 1] >= 0)  # padding counts as 0, whatever it holds
+        xs = _shifted(xs, tl.load(x_ptr + t * x_t + c, mask=seen, other=0.0).to(tl.float32), K)
         y = _before_activation(w, xs, docs, bias, DOCS, K)
         if SILU:
             y *= tl.sigmoid(y)
-        tl.store(y_ptr + (row * length + t) * channels + c, y, mask=here)
+        if DOCS:
+            y = tl.where(docs[K - 1] >= 0, y, 0.0)
+        tl.store(y_ptr + (origin + t) * channels + c, y, mask=here)
 
 
 @triton.jit
 def causal_conv1d_backward_kernel(
-    x_ptr, weight_ptr, bias_ptr, state_ptr, docs_ptr, dy_ptr, dx_ptr, dstate_ptr, part_ptr,
+    x_ptr, weight_ptr, bias_ptr, state_ptr, docs_ptr, cu_ptr, owner_ptr, dy_ptr, dx_ptr, dstate_ptr, part_ptr,
     length, channels, x_b, x_t, spans,
     K: tl.constexpr, T: tl.constexpr, X: tl.constexpr, SILU: tl.constexpr, DOCS: tl.constexpr,
 ):  # fmt: skip
     """dx, dstate; of each span its part (b, span, K + 1, c) of the gradients of the taps and, last, of the bias."""
-    row = tl.cast(tl.program_id(2), tl.int64)
-    span = tl.program_id(1)
+    place = tl.program_id(2) * spans + tl.program_id(1)
+    row, span = part_of(cu_ptr, owner_ptr, place, spans, T)
+    at, origin, length = tokens_of(cu_ptr, row, length)
+    x_ptr += at * x_b
+    if DOCS:
+        docs_ptr += origin
     first = tl.cast(span, tl.int64) * T
     c = tl.program_id(0) * X + tl.arange(0, X)
     real = c < channels
@@ -121,19 +136,25 @@ def causal_conv1d_backward_kernel(
     docs = (row * 0,)
     dw = (zero,)
     for k in tl.static_range(1, K):
-        xs = xs + (_token(x_ptr, state_ptr, row, first - K + k, x_b, x_t, length, channels, c, real, K),)
+        seen = real
+        if DOCS:
+            docs = docs + (_document(docs_ptr, first - K + k, length),)
+            seen = real & (docs[k] >= 0)
+        xs = xs + (_token(x_ptr, state_ptr, row, first - K + k, x_t, length, channels, c, seen, K),)
         ds = ds + (zero,)
         dw = dw + (zero,)
-        if DOCS:
-            docs = docs + (_document(docs_ptr, row, first - K + k, length),)
     dbias = zero
     for i in tl.static_range(T + K - 1):
         t = first + i
         here = real & (t < length)
-        xs = _shifted(xs, tl.load(x_ptr + row * x_b + t * x_t + c, mask=here, other=0.0).to(tl.float32), K)
+        seen = here
         if DOCS:
-            docs = _shifted(docs, _document(docs_ptr, row, t, length), K)
-        d = tl.load(dy_ptr + (row * length + t) * channels + c, mask=here, other=0.0).to(tl.float32)
+            docs = _shifted(docs, _document(docs_ptr, t, length), K)
+            seen = here & (docs[K - 1] >= 0)  # padding counts as 0, whatever it holds
+        xs = _shifted(xs, tl.load(x_ptr + t * x_t + c, mask=seen, other=0.0).to(tl.float32), K)
+        d = tl.load(dy_ptr + (origin + t) * channels + c, mask=here, other=0.0).to(tl.float32)
+        if DOCS:
+            d = tl.where(docs[K - 1] >= 0, d, 0.0)
         if SILU:
             y = _before_activation(w, xs, docs, bias, DOCS, K)
             gate = tl.sigmoid(y)
@@ -157,13 +178,13 @@ def causal_conv1d_backward_kernel(
             dx += term
         done = t - (K - 1)
         if i >= K - 1:
-            tl.store(dx_ptr + (row * length + done) * channels + c, dx, mask=real & (done < length))
+            tl.store(dx_ptr + (origin + done) * channels + c, dx, mask=real & (done < length))
         elif dstate_ptr is not None:
             tl.store(dstate_ptr + (row * (K - 1) + i) * channels + c, dx, mask=real & (span == 0))
-    at = (row * spans + span) * (K + 1) * channels + c
+    at_part = tl.cast(place, tl.int64) * (K + 1) * channels + c
     for k in tl.static_range(K):
-        tl.store(part_ptr + at + k * channels, dw[k], mask=real)
-    tl.store(part_ptr + at + K * channels, dbias, mask=real)
+        tl.store(part_ptr + at_part + k * channels, dw[k], mask=real)
+    tl.store(part_ptr + at_part + K * channels, dbias, mask=real)
 
 
 @triton.jit
@@ -213,42 +234,49 @@ def _span(length: int) -> int:
     return min(SPAN, triton.next_power_of_2(length))
 
 
+def _owner(cu: Tensor | None, length: int, span: int) -> Tensor | None:
+    return None if cu is None else slot_owners(cu, length, span)
+
+
 def _dense(x: Tensor) -> Tensor:
     """x itself where its last axis is dense; any other strides are passed to the kernel."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, docs: Tensor | None, silu: bool
-) -> Tensor:
+    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, docs: Tensor | None, cu: Tensor | None,
+    silu: bool,
+) -> Tensor:  # fmt: skip
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     if not y.numel():
         return y
     x = _dense(x)
     batch, length, channels = x.shape
     T = _span(length)
-    causal_conv1d_forward_kernel[lambda meta: (triton.cdiv(channels, meta["X"]), triton.cdiv(length, T), batch)](
-        x, weight, bias, state, docs, y, length, channels, *x.stride()[:2],
+    spans = count_slots(cu, batch, length, T)
+    causal_conv1d_forward_kernel[lambda meta: (triton.cdiv(channels, meta["X"]), spans, batch)](
+        x, weight, bias, state, docs, cu, _owner(cu, length, T), y, length, channels, *strides(x, 2, cu=cu), spans,
         K=weight.shape[1], T=T, SILU=silu, DOCS=docs is not None,
     )  # fmt: skip
     return y
 
 
 def _backward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, docs: Tensor | None, dy: Tensor, silu: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    dx, dsums, dstate = _backward_fake(x, weight, bias, state, docs, dy, silu)
+    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, docs: Tensor | None, cu: Tensor | None,
+    dy: Tensor, silu: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    dx, dsums, dstate = _backward_fake(x, weight, bias, state, docs, cu, dy, silu)
     if not dx.numel():
         return dx, dsums.zero_(), dstate.zero_()
     x = _dense(x)
     batch, length, channels = x.shape
     taps = weight.shape[1]
     T = _span(length)
-    spans = triton.cdiv(length, T)
+    spans = count_slots(cu, batch, length, T)
     parts = dsums.new_empty(batch * spans, taps + 1, channels)
     causal_conv1d_backward_kernel[triton.cdiv(channels, WIDTH), spans, batch](
-        x, weight, bias, state, docs, dy.contiguous(), dx, dstate if state is not None else None, parts,
-        length, channels, *x.stride()[:2], spans,
+        x, weight, bias, state, docs, cu, _owner(cu, length, T), dy.contiguous(),
+        dx, dstate if state is not None else None, parts, length, channels, *strides(x, 2, cu=cu), spans,
         K=taps, T=T, X=WIDTH, SILU=silu, DOCS=docs is not None, num_warps=4,
     )  # fmt: skip
     width = (taps + 1) * channels
@@ -257,17 +285,19 @@ def _backward(
 
 
 def _backward_fake(
-    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, docs: Tensor | None, dy: Tensor, silu: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, docs: Tensor | None, cu: Tensor | None,
+    dy: Tensor, silu: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     dsums = torch.empty(weight.shape[1] + 1, weight.shape[0], dtype=torch.float32, device=x.device)
     return dx, dsums, x.new_empty(state.shape if state is not None else (0,))
 
 
 def _gradient(
-    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, docs: Tensor | None, dy: Tensor, silu: bool
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    dx, dsums, dstate = backward_op(x, weight, bias, state, docs, dy, silu)
+    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, docs: Tensor | None, cu: Tensor | None,
+    dy: Tensor, silu: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:  # fmt: skip
+    dx, dsums, dstate = backward_op(x, weight, bias, state, docs, cu, dy, silu)
     return dx, dsums[:-1].T.to(weight.dtype), None if bias is None else dsums[-1].to(bias.dtype), dstate
 
 
@@ -294,12 +324,16 @@ def causal_conv1d_triton(
     activation: str | None,
     initial_state: Tensor | None,
     document_ids: Tensor | None,
+    cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """See `mixerzoo.kernels.causal_conv1d`; always returns `(y, final state)`."""
     bias = bias.contiguous() if bias is not None else None
     before = initial_state.to(x.dtype).contiguous() if initial_state is not None else None
-    docs = document_index(document_ids) if document_ids is not None else None
-    y = forward_op(x, weight.contiguous(), bias, before, docs, activation == "silu")
+    docs = padded_index(document_ids) if document_ids is not None else None
+    cu = cu_seqlens.int() if cu_seqlens is not None else None
+    y = forward_op(x, weight.contiguous(), bias, before, docs, cu, activation == "silu")
+    if cu is not None:
+        return y, final_states(x, before, cu, weight.shape[1])
     return y, final_state(x, before, docs, weight.shape[1])
 
 

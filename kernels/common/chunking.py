@@ -15,6 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from .dispatch import at_most, wants_plain
 
+STRONGEST = -8192.0  # log of a decay that is 0 in float64, too
+PER_UNIT = 32.0  # 64 tokens of 8192 in steps of 1 / 32 are 2^24 steps: float32 counts so far
 LARGEST_KEY = 256  # the state of a program, K x 64 in float32, must fit its registers
 
 
@@ -32,6 +34,33 @@ def pad_time(x: Tensor, length: int) -> Tensor:
     """Append zeros to axis 1 up to `length`."""
     extra = length - x.shape[1]
     return x if extra == 0 else torch.nn.functional.pad(x, (0, 0) * (x.ndim - 2) + (0, extra))
+
+
+def two_parts(g: Tensor) -> tuple[Tensor, Tensor]:
+    """Log decays as the sum of two tensors, the first of which is summed without error.
+
+    A decay between two tokens is a difference of sums. Beside one strong decay (a reset of -1e4, say) a sum in one
+    number has lost the digits of all mild ones. The first part is a multiple of 1 / `PER_UNIT` and at least
+    `STRONGEST`, whose decay is 0 in any format: a chunk of 64 of them is exact in float32. The second is at most half
+    of such a step, so that its sums stay near 1. Gradients go through the second.
+    """
+    g = torch.where(g < STRONGEST, STRONGEST, g)
+    coarse = (g.detach() * PER_UNIT).round() / PER_UNIT
+    return coarse, g - coarse
+
+
+def sums_of(g: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Decays of chunks from their log decays (..., c), without loss of digits (`two_parts`).
+
+    Returns the logarithms of the decay from the chunk's start to each token (..., c), from each token to the chunk's
+    end (..., c), through the chunk (...), and from token s to token t (..., t, s), which is only meant where s <= t.
+    """
+    coarse, fine = two_parts(g)
+    coarse, fine = coarse.cumsum(-1), fine.cumsum(-1)
+    until = coarse + fine
+    after = (coarse[..., -1:] - coarse) + (fine[..., -1:] - fine)
+    pairs = (fine[..., :, None] - fine[..., None, :]) + (coarse[..., :, None] - coarse[..., None, :])
+    return until, after, until[..., -1], pairs
 
 
 def recompute(function: Callable[..., Any], *args: Any) -> Any:

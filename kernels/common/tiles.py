@@ -14,11 +14,13 @@ import triton.language as tl
 from torch import Tensor
 from triton import knobs
 
+from . import chunking
 from .interpreter import mend
 
 mend()
 
 INTERPRETED = tl.constexpr(knobs.runtime.interpret)
+STRONGEST, PER_UNIT = tl.constexpr(chunking.STRONGEST), tl.constexpr(chunking.PER_UNIT)
 
 # -- in kernels
 
@@ -84,6 +86,66 @@ def load_column(pointer, stride, row, rows, GIVEN: tl.constexpr, default: tl.con
 
 
 @triton.jit
+def summed(step):
+    """Sums of the log decays of a chunk's tokens, in two parts each: see `two_parts` of `chunking.py`.
+
+    Returns the two parts of the sum up to each token, then in one number the sum over the later tokens, and over all.
+    """
+    step = tl.where(step < STRONGEST, STRONGEST, step)  # no maximum, which GPUs take without its NaN
+    coarse = tl.floor(step * PER_UNIT + 0.5) / PER_UNIT
+    fine = step - coarse
+    coarse_sum, fine_sum = tl.cumsum(coarse, 0), tl.cumsum(fine, 0)
+    coarse_all, fine_all = tl.sum(coarse, 0), tl.sum(fine, 0)
+    return coarse_sum, fine_sum, (coarse_all - coarse_sum) + (fine_all - fine_sum), coarse_all + fine_all
+
+
+@triton.jit
+def between(coarse, fine, seen, TURNED: tl.constexpr):
+    """The decay exp(sum of later row - sum of earlier column), (C, C), from the parts of `summed`; 0 where not `seen`.
+
+    TURNED: of later column and earlier row.
+    """
+    # The mask goes in before exp: pairs the other way round have positive differences.
+    if TURNED:
+        sums = (coarse[None, :] - coarse[:, None]) + (fine[None, :] - fine[:, None])
+    else:
+        sums = (coarse[:, None] - coarse[None, :]) + (fine[:, None] - fine[None, :])
+    return tl.exp(tl.where(seen, sums, float("-inf")))
+
+
+@triton.jit
+def tokens_of(cu, row, length):
+    """Where the tokens of a row are: the factor of batch strides, the first among all tokens, and how many there are.
+
+    With offsets cu of sequences (`packing.py`) row is one of them; batch strides are then those of tokens (`strides`).
+    """
+    if cu is None:
+        return row, row * length, length
+    else:
+        first = tl.cast(tl.load(cu + row), tl.int64)
+        return first, first, tl.cast(tl.load(cu + row + 1) - first, tl.int32)
+
+
+@triton.jit
+def slots_of(cu, row, h, heads, slots, T):
+    """The first slot of a row and head among those (B, H, slots) of T tokens, or (1, H, slots) of sequences."""
+    if cu is None:
+        return (row * heads + h) * slots
+    else:
+        return h * slots + tl.cast(tl.load(cu + row), tl.int64) // T + row
+
+
+@triton.jit
+def part_of(cu, owner, slot, slots, T):
+    """The row of a slot among those of all rows (B, slots), and which part of its tokens it is."""
+    if cu is None:
+        return tl.cast(slot // slots, tl.int64), slot % slots
+    else:
+        row = tl.cast(tl.load(owner + slot), tl.int64)
+        return row, slot - tl.cast(tl.load(cu + row) // T + row, tl.int32)
+
+
+@triton.jit
 def load_documents(index, start, row, length, C: tl.constexpr):
     """Documents of the tokens of the chunk at `start`, of the token before it, and of its last token.
 
@@ -112,9 +174,11 @@ def rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 and 0 not in x.stride() else x.contiguous()
 
 
-def strides(x: Tensor | None, count: int = 3) -> tuple[int, ...]:
-    """The first strides of `x`, zeros when there is none."""
-    return (0,) * count if x is None else x.stride()[:count]
+def strides(x: Tensor | None, count: int = 3, *, cu: Tensor | None = None) -> tuple[int, ...]:
+    """The first strides of `x`, zeros when there is none; with offsets cu that of the batch is that of tokens."""
+    if x is None:
+        return (0,) * count
+    return x.stride()[:count] if cu is None else (x.stride(1), *x.stride()[1:count])
 
 
 def block(size: int, largest: int = 1 << 30) -> int:
@@ -141,6 +205,16 @@ def warp_size() -> int:
         return 32
     target: Any = triton.runtime.driver.active.get_current_target()
     return target.warp_size
+
+
+def few_lanes() -> bool:
+    """Whether the chip is one of AMD's with warps of 32 lanes (gfx1100), where those of its other chips have 64."""
+    return not on_nvidia() and warp_size() == 32
+
+
+def warps(count: int) -> int:
+    """`count` warps; twice as many where there are `few_lanes`: tiles are then in the registers of as many threads."""
+    return 2 * count if few_lanes() else count
 
 
 def allows_tf32() -> bool:

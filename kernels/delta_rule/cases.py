@@ -11,17 +11,20 @@ from . import delta_rule, delta_rule_step
 
 
 def _inputs(
-    draw: Draw, *, B: int, L: int, H: int, K: int, V: int, decay: bool = True, initial: bool = False,
-    documents: bool = False,
+    draw: Draw, *, B: int, L: int, H: int, K: int, V: int, G: int | None = None, decay: bool = True,
+    initial: bool = False, documents: bool = False, sequences: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
+    offsets = draw.offsets(L) if sequences else None
+    rows = B if offsets is None else len(offsets) - 1
     return {
-        "q": draw.normal(B, L, H, K),
-        "k": draw.unit(B, L, H, K),
+        "q": draw.normal(B, L, G or H, K),
+        "k": draw.unit(B, L, G or H, K),
         "v": draw.normal(B, L, H, V),
         "beta": draw.uniform(B, L, H, dtype=torch.float32),
         "g": -draw.uniform(B, L, H, dtype=torch.float32) if decay else None,
-        "initial_state": draw.normal(B, H, K, V, dtype=torch.float32) if initial else None,
+        "initial_state": draw.normal(rows, H, K, V, dtype=torch.float32) if initial else None,
         "document_ids": draw.documents(B, L) if documents else None,
+        "cu_seqlens": offsets,
         "return_final_state": initial,
     }
 
@@ -56,11 +59,13 @@ CASES = [
             "backward_128": Size({**_SHORT, "B": 2, "K": 128}),  # the last chunk is not full
             "backward_float32": Size(_SHORT, torch.float32),
             "backward_128_float32": Size({**_SHORT, "K": 128}, torch.float32),
+            "backward_sequences": Size({**_SHORT, "G": 1, "initial": True, "sequences": True}),
         },
         odd=(
             {"B": 2, "L": 37, "H": 2, "K": 24, "V": 9, "initial": True, "documents": True},
             {"B": 1, "L": 1, "H": 1, "K": 16, "V": 5, "decay": False},
             {"B": 1, "L": 200, "H": 2, "K": 128, "V": 72, "initial": True},
+            {"B": 1, "L": 37, "H": 2, "G": 1, "K": 24, "V": 9, "initial": True, "sequences": True},
         ),
         models={"Gated DeltaNet 340M: 8 heads, K 128, V 128, 16384 tokens": {
             "B": 8, "L": 2048, "H": 8, "K": 128, "V": 128,

@@ -15,8 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..common.chunking import compute_dtype, pad_time, recompute
-from ..common.documents import document_index
+from ..common.chunking import compute_dtype, pad_time, recompute, sums_of
+from ..common.packing import document_index, in_chunks
 
 CHUNK = 64  # c
 
@@ -30,10 +30,11 @@ def delta_rule_eager(
     scale: float,
     initial_state: Tensor | None,
     document_ids: Tensor | None,
+    cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Outputs (B, L, H, V) and the last state (B, H, K, V); shapes as in `delta_rule`."""
     with torch.autocast(v.device.type, enabled=False):
-        return recompute(_forward, q, k, v, beta, g, scale, initial_state, document_ids)
+        return recompute(_forward, q, k, v, beta, g, scale, initial_state, document_ids, cu_seqlens)
 
 
 def _forward(
@@ -45,22 +46,28 @@ def _forward(
     scale: float,
     initial_state: Tensor | None,
     document_ids: Tensor | None,
+    cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     batch, length, heads, size = v.shape
     keys = q.shape[3]
     dtype = compute_dtype(q, k, v, g, initial_state)
-    state = v.new_zeros(batch, heads, keys, size, dtype=dtype) if initial_state is None else initial_state.to(dtype)
+    rows = batch if cu_seqlens is None else len(cu_seqlens) - 1
+    state = v.new_zeros(rows, heads, keys, size, dtype=dtype) if initial_state is None else initial_state.to(dtype)
     chunk = min(CHUNK, max(length, 1))
-    chunks = -(-length // chunk)
+    sequences = None if cu_seqlens is None else in_chunks(cu_seqlens, length, chunk)
+    chunks = -(-length // chunk) if sequences is None else len(sequences.owner)
     if chunks == 0:
         return v, state
 
     def cut(x: Tensor) -> Tensor:  # (B, L, H, ...) -> (n, B, H, c, ...)
-        return pad_time(x.to(dtype), chunks * chunk).unflatten(1, (chunks, chunk)).transpose(2, 3).transpose(0, 1)
+        x = x.to(dtype)
+        x = pad_time(x, chunks * chunk) if sequences is None else sequences.lay(x)
+        return x.unflatten(1, (chunks, chunk)).transpose(2, 3).transpose(0, 1)
 
-    queries, keyed, values = cut(q) * scale, cut(k), cut(v)
+    group = heads // k.shape[2]
+    queries, keyed, values = (cut(q) * scale).repeat_interleave(group, 2), cut(k).repeat_interleave(group, 2), cut(v)
     rate = cut(beta[..., None])
-    total = torch.zeros_like(rate[..., 0]) if g is None else cut(g).cumsum(-1)  # (n, B, H, c)
+    until, after, through, pairs = sums_of(torch.zeros_like(rate[..., 0]) if g is None else cut(g))  # (n, B, H, c)
 
     visible = torch.ones(chunk, chunk, dtype=torch.bool, device=v.device).tril()
     carried = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=v.device)  # tokens that see the state before the chunk
@@ -80,10 +87,10 @@ def _forward(
         passed = (last == before)[:, :, None]
 
     # The mask goes in before exp: the differences above the diagonal are positive.
-    decay = (total[..., :, None] - total[..., None, :]).masked_fill(~visible, -torch.inf).exp()
-    until = (total.exp() * carried)[..., None]
-    after = ((total[..., -1:] - total).exp() * kept)[..., None]
-    passed = (total[..., -1].exp() * passed)[..., None, None]
+    decay = pairs.masked_fill(~visible, -torch.inf).exp()
+    until = (until.exp() * carried)[..., None]
+    after = (after.exp() * kept)[..., None]
+    passed = (through.exp() * passed)[..., None, None]
 
     system = (rate * keyed) @ keyed.transpose(-1, -2) * decay  # the solver takes the diagonal as 1, whatever it holds
     right = torch.cat([rate * values, rate * until * keyed], -1)
@@ -91,7 +98,10 @@ def _forward(
     new, erased = solved.split([size, keys], -1)  # n = new - erased S
 
     ending = (keyed * after).transpose(-1, -2)
-    corrected, starts = [], []
+    corrected, starts, ends = [], [], []
+    initial = state
+    if sequences is not None:
+        state = initial[:1]
     # unbind, not indexing: the gradient of an index is a tensor as long as the sequence, once per chunk
     parts = zip(
         new.flatten(1, 2).unbind(),
@@ -100,10 +110,18 @@ def _forward(
         ending.flatten(1, 2).unbind(),
         strict=True,
     )
-    for added, removed, factor, outer in parts:
+    for i, (added, removed, factor, outer) in enumerate(parts):
+        if sequences is not None:
+            own = sequences.before(initial, sequences.owner[i : i + 1])
+            state = torch.where(sequences.opens[i], own, state)
         starts.append(state)
         corrected.append(torch.baddbmm(added, removed, state.flatten(0, 1), alpha=-1))
         state = factor * state + (outer @ corrected[-1]).view_as(state)
+        if sequences is not None:
+            ends.append(state)
     scores = queries @ keyed.transpose(-1, -2) * decay
     y = scores @ torch.stack(corrected).view_as(new) + (queries * until) @ torch.stack(starts)
-    return y.transpose(0, 1).transpose(2, 3).flatten(1, 2)[:, :length].to(v.dtype), state
+    y = y.transpose(0, 1).transpose(2, 3).flatten(1, 2)
+    if sequences is None:
+        return y[:, :length].to(v.dtype), state
+    return y.index_select(1, sequences.back).to(v.dtype), torch.cat(ends).index_select(0, sequences.last)

@@ -1,6 +1,6 @@
 """The definition of `delta_rule`: one step after the other.
 
-Axis letters: B batch, L length, H heads, K key size, V value size.
+Axis letters: B batch, L length, H heads, G groups of heads, K key size, V value size.
 """
 
 from __future__ import annotations
@@ -9,21 +9,22 @@ import torch
 from torch import Tensor
 
 from ..common.chunking import compute_dtype
-from ..common.documents import document_starts
+from ..common.packing import by_sequence, document_starts
 
 
 def delta_rule_step_reference(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor | None, state: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """One step; q, k (B, H, K), v (B, H, V), beta, g (B, H), state (B, H, K, V)."""
+    """One step; q, k (B, G, K), v (B, H, V), beta, g (B, H), state (B, H, K, V)."""
     dtype = compute_dtype(q, k, v, g, state)
     state = state.to(dtype)
-    key = k.to(dtype)
+    repeats = v.shape[1] // k.shape[1]
+    key, query = (x.to(dtype).repeat_interleave(repeats, 1) for x in (k, q))
     if g is not None:
         state = state * g.to(dtype).exp()[..., None, None]
     error = v.to(dtype) - torch.einsum("bhk,bhkv->bhv", key, state)
     state = state + key[..., None] * (beta.to(dtype)[..., None] * error)[..., None, :]
-    return (scale * torch.einsum("bhk,bhkv->bhv", q.to(dtype), state)).to(v.dtype), state
+    return (scale * torch.einsum("bhk,bhkv->bhv", query, state)).to(v.dtype), state
 
 
 def delta_rule_reference(
@@ -35,8 +36,14 @@ def delta_rule_reference(
     scale: float,
     initial_state: Tensor | None,
     document_ids: Tensor | None,
+    cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Outputs (B, L, H, V) and the last state (B, H, K, V); shapes as in `delta_rule`."""
+    if cu_seqlens is not None:
+        return by_sequence(
+            lambda q, k, v, beta, g, initial: delta_rule_reference(q, k, v, beta, g, scale, initial, None, None),
+            cu_seqlens, (q, k, v, beta, g), initial_state,
+        )  # fmt: skip
     batch, length, heads, size = v.shape
     dtype = compute_dtype(q, k, v, g, initial_state)
     state = (

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..common.chunking import keys_limit
 from ..common.dispatch import Op, check_shapes
+from ..common.packing import check_sequences, in_direction
 
 __all__ = ["gla", "gla_step"]
 
@@ -27,6 +28,8 @@ def gla(
     scale: float | None = None,
     initial_state: Tensor | None = None,
     document_ids: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    reverse: bool = False,
     return_final_state: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -47,6 +50,10 @@ def gla(
         initial_state: (B, H, K, V) state before the first token.
         document_ids: (B, L) integers; where the value changes, the state is forgotten. Token 0 continues
             `initial_state`.
+        cu_seqlens: (S + 1,) int32 or int64, rising from 0 to L: the tokens cu[r] to cu[r + 1] of the one row (B = 1)
+            are sequence r, which may be empty. States are then those of the sequences, (S, ...) in place of (B, ...).
+            Not together with `document_ids`. Offsets on a GPU are not checked.
+        reverse: from the last token to the first, each sequence by itself.
         return_final_state: also return the state after the last token.
         backend: "auto", "triton", "eager" or "reference".
 
@@ -57,17 +64,22 @@ def gla(
         ConfigError: shapes that do not fit each other.
         RuntimeError: a backend that cannot run here.
     """
+    rows = check_sequences("gla", v, cu_seqlens, document_ids)
     sizes = check_shapes(
         "gla",
         v=("B L H V", v),
         q=("B L H K", q),
         k=("B L H K", k),
         g=("B L H K", g),
-        initial_state=("B H K V", initial_state),
+        initial_state=(f"{rows} H K V", initial_state),
         document_ids=("B L", document_ids),
     )
     factor = sizes["K"] ** -0.5 if scale is None else float(scale)
-    y, state = _SCAN(backend, q, k, v, g, factor, initial_state, document_ids)
+
+    def run(q: Tensor, k: Tensor, v: Tensor, g: Tensor, *packed: Tensor | None):
+        return _SCAN(backend, q, k, v, g, factor, *packed)
+
+    y, state = in_direction(run, reverse, (q, k, v, g), initial_state, document_ids, cu_seqlens)
     return (y, state) if return_final_state else y
 
 

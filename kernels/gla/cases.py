@@ -12,15 +12,18 @@ from . import gla, gla_step
 
 def _inputs(
     draw: Draw, *, B: int, L: int, H: int, K: int, V: int, decay: float = 1.0, initial: bool = False,
-    documents: bool = False,
+    documents: bool = False, sequences: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
+    offsets = draw.offsets(L) if sequences else None
+    rows = B if offsets is None else len(offsets) - 1
     return {
         "q": draw.normal(B, L, H, K),
         "k": draw.unit(B, L, H, K),
         "v": draw.normal(B, L, H, V),
         "g": -decay * draw.uniform(B, L, H, K),
-        "initial_state": draw.normal(B, H, K, V, dtype=torch.float32) if initial else None,
+        "initial_state": draw.normal(rows, H, K, V, dtype=torch.float32) if initial else None,
         "document_ids": draw.documents(B, L) if documents else None,
+        "cu_seqlens": offsets,
         "return_final_state": initial,
     }
 
@@ -55,11 +58,13 @@ CASES = [
             "backward_128": Size({**_SHORT, "B": 2, "K": 128}),  # the last chunk is not full
             "backward_float32": Size(_SHORT, torch.float32),
             "backward_128_float32": Size({**_SHORT, "K": 128}, torch.float32),
+            "backward_sequences": Size({"B": 1, "L": 40, "H": 2, "K": 64, "V": 64, "initial": True, "sequences": True}),
         },
         odd=(
             {"B": 2, "L": 37, "H": 2, "K": 24, "V": 9, "initial": True, "documents": True},
             {"B": 1, "L": 1, "H": 1, "K": 16, "V": 5},
             {"B": 1, "L": 200, "H": 2, "K": 128, "V": 72, "decay": 8.0, "initial": True},
+            {"B": 1, "L": 37, "H": 2, "K": 24, "V": 9, "initial": True, "sequences": True},
         ),
         models={"GLA 340M: 4 heads, K 128, V 256, 16384 tokens": {"B": 8, "L": 2048, "H": 4, "K": 128, "V": 256}},
     ),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..common.chunking import carry_states, compute_dtype, pad_time, recompute
-from ..common.documents import document_index
+from ..common.packing import carry_sequences, document_index, in_chunks
 
 CHUNK = 64  # c, a power of two
 
@@ -28,10 +28,11 @@ def gla_eager(
     scale: float,
     initial_state: Tensor | None,
     document_ids: Tensor | None,
+    cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Outputs (B, L, H, V) and the last state (B, H, K, V); shapes as in `gla`."""
     with torch.autocast(v.device.type, enabled=False):
-        return recompute(_forward, q, k, v, g, scale, initial_state, document_ids)
+        return recompute(_forward, q, k, v, g, scale, initial_state, document_ids, cu_seqlens)
 
 
 def _forward(
@@ -42,18 +43,23 @@ def _forward(
     scale: float,
     initial_state: Tensor | None,
     document_ids: Tensor | None,
+    cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     batch, length, heads, size = v.shape
     keys = q.shape[3]
     dtype = compute_dtype(q, k, v, g, initial_state)
-    state = v.new_zeros(batch, heads, keys, size, dtype=dtype) if initial_state is None else initial_state.to(dtype)
+    rows = batch if cu_seqlens is None else len(cu_seqlens) - 1
+    state = v.new_zeros(rows, heads, keys, size, dtype=dtype) if initial_state is None else initial_state.to(dtype)
     chunk = CHUNK
     while chunk >= 2 * max(length, 1):
         chunk //= 2
-    chunks = -(-length // chunk)
+    sequences = None if cu_seqlens is None else in_chunks(cu_seqlens, length, chunk)
+    chunks = -(-length // chunk) if sequences is None else len(sequences.owner)
 
     def cut(x: Tensor) -> Tensor:  # (B, L, H, ...) -> (B, n, H, c, ...)
-        return pad_time(x.to(dtype), chunks * chunk).unflatten(1, (chunks, chunk)).transpose(2, 3).contiguous()
+        x = x.to(dtype)
+        x = pad_time(x, chunks * chunk) if sequences is None else sequences.lay(x)
+        return x.unflatten(1, (chunks, chunk)).transpose(2, 3).contiguous()
 
     queries, keyed, values, decay = cut(q) * scale, cut(k), cut(v), cut(g)
     scores = torch.diag_embed((queries * keyed).sum(-1))  # (B, n, H, c, c); t = s, no decay
@@ -83,9 +89,14 @@ def _forward(
         after = after * (index == last[..., None])[:, :, None, :, None]
         passed = passed * (last == before)[:, :, None, None]
     update = (keyed * after).transpose(-1, -2) @ values
-    starts, state = carry_states(update, passed[..., None], state)
+    if sequences is None:
+        starts, state = carry_states(update, passed[..., None], state)
+    else:
+        starts, state = carry_sequences(carry_states, update, passed[..., None], state, sequences)
     y = scores @ values + (queries * until) @ starts
-    return y.transpose(2, 3).flatten(1, 2)[:, :length].to(v.dtype), state
+    y = y.transpose(2, 3).flatten(1, 2)
+    y = y[:, :length] if sequences is None else y.index_select(1, sequences.back)
+    return y.to(v.dtype), state
 
 
 def _after(g: Tensor) -> Tensor:

@@ -14,19 +14,25 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.chunked_scan import dense, last_state, like, register_scan, run_scan
+from ..common.chunked_scan import dense, last_state, like, owners, register_scan, rows_of, run_scan
+from ..common.packing import count_slots
 from ..common.tiles import (
     block,
     dot,
+    few_lanes,
     given,
     halving,
     levels,
     load_documents,
     load_tile,
+    part_of,
     precision,
     rows,
+    slots_of,
     store_tile,
     strides,
+    tokens_of,
+    warps,
 )
 
 KEYS = 16  # of a program that computes gradients: with 32 it spills
@@ -63,8 +69,8 @@ def _level(row, g, q, level, PRECISION: tl.constexpr):
 
 @triton.jit
 def _states_kernel(
-    k, v, g, index, initial, starts, final,
-    length, heads, k_b, k_t, k_h, v_b, v_t, v_h, g_b, g_t, g_h,
+    k, v, g, index, initial, starts, final, cu,
+    length, heads, slots, k_b, k_t, k_h, v_b, v_t, v_h, g_b, g_t, g_h,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
     HAS_INDEX: tl.constexpr, HAS_INITIAL: tl.constexpr, HAS_FINAL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -74,8 +80,9 @@ def _states_kernel(
     row = tl.arange(0, C)
     key = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     col = tl.program_id(2) * BLOCK_V + tl.arange(0, BLOCK_V)
+    starts += slots_of(cu, b, h, heads, slots, C) * K * V
+    at, first, length = tokens_of(cu, b, length)
     chunks = tl.cdiv(length, C)
-    starts += (b * heads + h) * chunks * K * V
     state = tl.zeros([BLOCK_K, BLOCK_V], tl.float32)
     if HAS_INITIAL:
         state += load_tile(initial + (b * heads + h) * K * V, V, key, K, col, V)
@@ -84,13 +91,13 @@ def _states_kernel(
         wide = tl.cast(start, tl.int64)
         left = length - start
         store_tile(starts + tl.cast(i, tl.int64) * K * V, V, key, K, col, V, state)
-        k_tile = load_tile(k + b * k_b + wide * k_t + h * k_h, k_t, row, left, key, K)
-        v_tile = load_tile(v + b * v_b + wide * v_t + h * v_h, v_t, row, left, col, V)
-        g_tile = load_tile(g + b * g_b + wide * g_t + h * g_h, g_t, row, left, key, K).to(tl.float32)
+        k_tile = load_tile(k + at * k_b + wide * k_t + h * k_h, k_t, row, left, key, K)
+        v_tile = load_tile(v + at * v_b + wide * v_t + h * v_h, v_t, row, left, col, V)
+        g_tile = load_tile(g + at * g_b + wide * g_t + h * g_h, g_t, row, left, key, K).to(tl.float32)
         after = tl.exp(tl.cumsum(g_tile, 0, reverse=True) - g_tile)
         passed = tl.exp(tl.sum(g_tile, 0))
         if HAS_INDEX:
-            here, before, last = load_documents(index + b * length, start, row, length, C)
+            here, before, last = load_documents(index + first, start, row, length, C)
             after = tl.where((here == last)[:, None], after, 0.0)
             passed = tl.where(before == last, passed, 0.0)
         weighted = (k_tile * after).to(k_tile.dtype)
@@ -101,8 +108,8 @@ def _states_kernel(
 
 @triton.jit
 def _product_kernel(
-    q, k, x, g, index, states, y,
-    scale, length, heads, q_b, q_t, q_h, k_b, k_t, k_h, x_b, x_t, x_h, g_b, g_t, g_h,
+    q, k, x, g, index, states, y, cu, owner,
+    scale, length, heads, slots, q_b, q_t, q_h, k_b, k_t, k_h, x_b, x_t, x_h, g_b, g_t, g_h,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
     LEVELS: tl.constexpr, BACKWARD: tl.constexpr, HAS_INDEX: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -110,26 +117,27 @@ def _product_kernel(
 
     BACKWARD: the transposed scores and k times the gradients of the states after it: dv of x = dy.
     """
-    chunks = tl.cdiv(length, C)
-    chunk = tl.program_id(0) % chunks
-    h = tl.program_id(0) // chunks % heads
-    b = tl.cast(tl.program_id(0) // chunks // heads, tl.int64)
+    inner = tl.program_id(0) % slots
+    h = tl.program_id(0) // slots % heads
+    outer = tl.program_id(0) // slots // heads
+    b, chunk = part_of(cu, owner, outer * slots + inner, slots, C)
+    at, first, length = tokens_of(cu, b, length)
     row = tl.arange(0, C)
     col = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
     start = chunk * C
     wide = tl.cast(start, tl.int64)
     left = length - start
-    states += ((b * heads + h) * chunks + chunk) * K * V
-    x_tile = load_tile(x + b * x_b + wide * x_t + h * x_h, x_t, row, left, col, V)
+    states += ((tl.cast(outer, tl.int64) * heads + h) * slots + inner) * K * V
+    x_tile = load_tile(x + at * x_b + wide * x_t + h * x_h, x_t, row, left, col, V)
     if HAS_INDEX:
-        here, before, last = load_documents(index + b * length, start, row, length, C)
+        here, before, last = load_documents(index + first, start, row, length, C)
     scores = tl.zeros([C, C], tl.float32)
     out = tl.zeros([C, BLOCK_V], tl.float32)
     for j in range(tl.cdiv(K, BLOCK_K)):
         key = j * BLOCK_K + tl.arange(0, BLOCK_K)
-        q_tile = load_tile(q + b * q_b + wide * q_t + h * q_h, q_t, row, left, key, K)
-        k_tile = load_tile(k + b * k_b + wide * k_t + h * k_h, k_t, row, left, key, K)
-        g_tile = load_tile(g + b * g_b + wide * g_t + h * g_h, g_t, row, left, key, K).to(tl.float32)
+        q_tile = load_tile(q + at * q_b + wide * q_t + h * q_h, q_t, row, left, key, K)
+        k_tile = load_tile(k + at * k_b + wide * k_t + h * k_h, k_t, row, left, key, K)
+        g_tile = load_tile(g + at * g_b + wide * g_t + h * g_h, g_t, row, left, key, K).to(tl.float32)
         state = load_tile(states, V, key, K, col, V)
         if BACKWARD:
             factor = tl.exp(tl.cumsum(g_tile, 0, reverse=True) - g_tile)
@@ -157,13 +165,13 @@ def _product_kernel(
         out += dot((scores * scale).to(x_tile.dtype), x_tile, PRECISION)
     else:
         out = dot(scores.to(x_tile.dtype), x_tile, PRECISION, out) * scale
-    store_tile(y + ((b * length + start) * heads + h) * V, heads * V, row, left, col, V, out)
+    store_tile(y + ((first + start) * heads + h) * V, heads * V, row, left, col, V, out)
 
 
 @triton.jit
 def _state_gradients_kernel(
-    q, dy, g, index, d_final, d_ends, d_initial,
-    scale, length, heads, q_b, q_t, q_h, dy_b, dy_t, dy_h, g_b, g_t, g_h,
+    q, dy, g, index, d_final, d_ends, d_initial, cu,
+    scale, length, heads, slots, q_b, q_t, q_h, dy_b, dy_t, dy_h, g_b, g_t, g_h,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
     HAS_INDEX: tl.constexpr, HAS_FINAL: tl.constexpr, HAS_INITIAL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -173,8 +181,9 @@ def _state_gradients_kernel(
     row = tl.arange(0, C)
     key = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     col = tl.program_id(2) * BLOCK_V + tl.arange(0, BLOCK_V)
+    d_ends += slots_of(cu, b, h, heads, slots, C) * K * V
+    at, first, length = tokens_of(cu, b, length)
     chunks = tl.cdiv(length, C)
-    d_ends += (b * heads + h) * chunks * K * V
     d_state = tl.zeros([BLOCK_K, BLOCK_V], tl.float32)
     if HAS_FINAL:
         d_state += load_tile(d_final + (b * heads + h) * K * V, V, key, K, col, V)
@@ -184,13 +193,13 @@ def _state_gradients_kernel(
         wide = tl.cast(start, tl.int64)
         left = length - start
         store_tile(d_ends + tl.cast(chunk, tl.int64) * K * V, V, key, K, col, V, d_state)
-        q_tile = load_tile(q + b * q_b + wide * q_t + h * q_h, q_t, row, left, key, K)
-        dy_tile = load_tile(dy + b * dy_b + wide * dy_t + h * dy_h, dy_t, row, left, col, V)
-        g_tile = load_tile(g + b * g_b + wide * g_t + h * g_h, g_t, row, left, key, K).to(tl.float32)
+        q_tile = load_tile(q + at * q_b + wide * q_t + h * q_h, q_t, row, left, key, K)
+        dy_tile = load_tile(dy + at * dy_b + wide * dy_t + h * dy_h, dy_t, row, left, col, V)
+        g_tile = load_tile(g + at * g_b + wide * g_t + h * g_h, g_t, row, left, key, K).to(tl.float32)
         until = tl.exp(tl.cumsum(g_tile, 0)) * scale
         passed = tl.exp(tl.sum(g_tile, 0))
         if HAS_INDEX:
-            here, before, last = load_documents(index + b * length, start, row, length, C)
+            here, before, last = load_documents(index + first, start, row, length, C)
             until = tl.where((here == before)[:, None], until, 0.0)
             passed = tl.where(before == last, passed, 0.0)
         weighted = (q_tile * until).to(q_tile.dtype)
@@ -201,30 +210,31 @@ def _state_gradients_kernel(
 
 @triton.jit
 def _gradients_kernel(
-    q, k, v, g, index, dy, starts, d_ends, dq, dk, dg,
-    scale, length, heads, q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, g_b, g_t, g_h, dy_b, dy_t, dy_h,
+    q, k, v, g, index, dy, starts, d_ends, dq, dk, dg, cu, owner,
+    scale, length, heads, slots, q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, g_b, g_t, g_h, dy_b, dy_t, dy_h,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
     LEVELS: tl.constexpr, HAS_INDEX: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq, dk and dg (B, L, H, K) of one chunk and a block of keys."""
-    chunks = tl.cdiv(length, C)
-    chunk = tl.program_id(0) % chunks
-    h = tl.program_id(0) // chunks % heads
-    b = tl.cast(tl.program_id(0) // chunks // heads, tl.int64)
+    inner = tl.program_id(0) % slots
+    h = tl.program_id(0) // slots % heads
+    outer = tl.program_id(0) // slots // heads
+    b, chunk = part_of(cu, owner, outer * slots + inner, slots, C)
+    at, first, length = tokens_of(cu, b, length)
     row = tl.arange(0, C)
     key = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     start = chunk * C
     wide = tl.cast(start, tl.int64)
     left = length - start
-    place = ((b * heads + h) * chunks + chunk) * K * V
+    place = ((tl.cast(outer, tl.int64) * heads + h) * slots + inner) * K * V
     d_scores = tl.zeros([C, C], tl.float32)
     d_read = tl.zeros([C, BLOCK_K], tl.float32)
     d_write = tl.zeros([C, BLOCK_K], tl.float32)
     across = tl.zeros([BLOCK_K], tl.float32)  # product of the state before with the gradient of the state after
     for j in range(tl.cdiv(V, BLOCK_V)):
         col = j * BLOCK_V + tl.arange(0, BLOCK_V)
-        v_tile = load_tile(v + b * v_b + wide * v_t + h * v_h, v_t, row, left, col, V)
-        dy_tile = load_tile(dy + b * dy_b + wide * dy_t + h * dy_h, dy_t, row, left, col, V)
+        v_tile = load_tile(v + at * v_b + wide * v_t + h * v_h, v_t, row, left, col, V)
+        dy_tile = load_tile(dy + at * dy_b + wide * dy_t + h * dy_h, dy_t, row, left, col, V)
         state = load_tile(starts + place, V, key, K, col, V)
         d_state = load_tile(d_ends + place, V, key, K, col, V)
         across += tl.sum(state.to(tl.float32) * d_state.to(tl.float32), 1)
@@ -232,14 +242,14 @@ def _gradients_kernel(
         d_read = dot(dy_tile, tl.trans(state), PRECISION, d_read)
         d_write = dot(v_tile, tl.trans(d_state), PRECISION, d_write)
     d_scores *= scale
-    q_tile = load_tile(q + b * q_b + wide * q_t + h * q_h, q_t, row, left, key, K)
-    k_tile = load_tile(k + b * k_b + wide * k_t + h * k_h, k_t, row, left, key, K)
-    g_tile = load_tile(g + b * g_b + wide * g_t + h * g_h, g_t, row, left, key, K).to(tl.float32)
+    q_tile = load_tile(q + at * q_b + wide * q_t + h * q_h, q_t, row, left, key, K)
+    k_tile = load_tile(k + at * k_b + wide * k_t + h * k_h, k_t, row, left, key, K)
+    g_tile = load_tile(g + at * g_b + wide * g_t + h * g_h, g_t, row, left, key, K).to(tl.float32)
     until = tl.exp(tl.cumsum(g_tile, 0)) * scale
     after = tl.exp(tl.cumsum(g_tile, 0, reverse=True) - g_tile)
     passed = tl.exp(tl.sum(g_tile, 0))
     if HAS_INDEX:
-        here, before, last = load_documents(index + b * length, start, row, length, C)
+        here, before, last = load_documents(index + first, start, row, length, C)
         until = tl.where((here == before)[:, None], until, 0.0)
         after = tl.where((here == last)[:, None], after, 0.0)
         passed = tl.where(before == last, passed, 0.0)
@@ -266,7 +276,7 @@ def _gradients_kernel(
         dk_tile += d_left * after
         arrived += right * d_right - left_tile * d_left
     dg_tile += tl.cumsum(arrived, 0, reverse=True)
-    place = ((b * length + start) * heads + h) * K
+    place = ((first + start) * heads + h) * K
     store_tile(dq + place, heads * K, row, left, key, K, dq_tile)
     store_tile(dk + place, heads * K, row, left, key, K, dk_tile)
     store_tile(dg + place, heads * K, row, left, key, K, dg_tile)
@@ -284,37 +294,41 @@ def _constants(k: Tensor, v: Tensor, index: Tensor | None) -> dict:
     keys, size = k.shape[-1], v.shape[-1]
     return {
         "K": keys, "V": size, "C": chunk_of(k), "BLOCK_K": block(keys, 64), "BLOCK_V": block(size, 64),
-        "HAS_INDEX": index is not None, "PRECISION": precision(v.dtype), "num_warps": 4,
+        "HAS_INDEX": index is not None, "PRECISION": precision(v.dtype), "num_warps": warps(4),
     }  # fmt: skip
 
 
 def _states(
-    k: Tensor, v: Tensor, g: Tensor, initial: Tensor | None, index: Tensor | None, final: Tensor | None
-) -> Tensor:
+    k: Tensor, v: Tensor, g: Tensor, initial: Tensor | None, index: Tensor | None, cu: Tensor | None,
+    final: Tensor | None,
+) -> Tensor:  # fmt: skip
     """The state (B, H, n, K, V) before every chunk, in the dtype of v; fills `final`."""
     batch, length, heads, size = v.shape
     keys = k.shape[3]
-    starts = v.new_empty(batch, heads, triton.cdiv(length, chunk_of(k)), keys, size)
-    _states_kernel[batch * heads, triton.cdiv(keys, block(keys, 64)), triton.cdiv(size, 64)](
-        k, v, g, given(index, v), given(initial, v), starts, given(final, v),
-        length, heads, *strides(k), *strides(v), *strides(g),
+    slots = count_slots(cu, batch, length, chunk_of(k))
+    starts = v.new_empty(batch, heads, slots, keys, size)
+    _states_kernel[rows_of(v, cu) * heads, triton.cdiv(keys, block(keys, 64)), triton.cdiv(size, 64)](
+        k, v, g, given(index, v), given(initial, v), starts, given(final, v), cu,
+        length, heads, slots, *strides(k, cu=cu), *strides(v, cu=cu), *strides(g, cu=cu),
         HAS_INITIAL=initial is not None, HAS_FINAL=final is not None, num_stages=3, **_constants(k, v, index),
     )  # fmt: skip
     return starts
 
 
 def _product(
-    q: Tensor, k: Tensor, x: Tensor, g: Tensor, scale: float, index: Tensor | None, states: Tensor, back: bool
-):
+    q: Tensor, k: Tensor, x: Tensor, g: Tensor, scale: float, index: Tensor | None, cu: Tensor | None, states: Tensor,
+    back: bool,
+):  # fmt: skip
     """y of x = v and the states before, or dv of x = dy and the gradients of the states after."""
     batch, length, heads, size = x.shape
     keys = k.shape[3]
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    half = halving(x.dtype)
+    half = 2 if few_lanes() else halving(x.dtype)
     columns, constants = block(size, 64 // half), _constants(k, x, index)
-    _product_kernel[batch * heads * triton.cdiv(length, chunk_of(k)), triton.cdiv(size, columns)](
-        q, k, x, g, given(index, x), states, y,
-        scale, length, heads, *strides(q), *strides(k), *strides(x), *strides(g),
+    slots = count_slots(cu, batch, length, chunk_of(k))
+    _product_kernel[batch * heads * slots, triton.cdiv(size, columns)](
+        q, k, x, g, given(index, x), states, y, cu, owners(cu, x, chunk_of(k)),
+        scale, length, heads, slots, *(n for tensor in (q, k, x, g) for n in strides(tensor, cu=cu)),
         LEVELS=levels(constants["C"]), BACKWARD=back, num_stages=1,
         **constants | {"BLOCK_K": block(keys, 32 // half), "BLOCK_V": columns},
     )  # fmt: skip
@@ -322,12 +336,13 @@ def _product(
 
 
 def _forward(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: float, initial: Tensor | None, index: Tensor | None
-) -> tuple[Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: float, initial: Tensor | None, index: Tensor | None,
+    cu: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     q, k, v, g = rows(q), rows(k), rows(v), rows(g)
-    initial, final = dense(initial), last_state(k, v)
-    starts = _states(k, v, g, initial, index, final)
-    return _product(q, k, v, g, scale, index, starts, False), final
+    initial, final = dense(initial), last_state(k, v, cu)
+    starts = _states(k, v, g, initial, index, cu, final)
+    return _product(q, k, v, g, scale, index, cu, starts, False), final
 
 
 def _backward(
@@ -340,24 +355,26 @@ def _backward(
     scale: float,
     initial: Tensor | None,
     index: Tensor | None,
+    cu: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, length, heads, size = v.shape
     keys = k.shape[3]
     q, k, v, g, dy = rows(q), rows(k), rows(v), rows(g), rows(dy)
     initial, d_final = dense(initial), dense(d_final)
     dq, dk, dg, d_initial = like(v, q, k, g, initial)
-    starts = _states(k, v, g, initial, index, None)
+    starts = _states(k, v, g, initial, index, cu, None)
     d_ends = torch.empty_like(starts)
     constants = _constants(k, v, index)
-    _state_gradients_kernel[batch * heads, triton.cdiv(keys, block(keys, 64)), triton.cdiv(size, 64)](
-        q, dy, g, given(index, v), given(d_final, v), d_ends, d_initial,
-        scale, length, heads, *strides(q), *strides(dy), *strides(g),
+    slots = count_slots(cu, batch, length, chunk_of(k))
+    _state_gradients_kernel[rows_of(v, cu) * heads, triton.cdiv(keys, block(keys, 64)), triton.cdiv(size, 64)](
+        q, dy, g, given(index, v), given(d_final, v), d_ends, d_initial, cu,
+        scale, length, heads, slots, *strides(q, cu=cu), *strides(dy, cu=cu), *strides(g, cu=cu),
         HAS_FINAL=d_final is not None, HAS_INITIAL=initial is not None, num_stages=3, **constants,
     )  # fmt: skip
-    dv = _product(q, k, dy, g, scale, index, d_ends, True)
-    _gradients_kernel[batch * heads * triton.cdiv(length, chunk_of(k)), triton.cdiv(keys, KEYS)](
-        q, k, v, g, given(index, v), dy, starts, d_ends, dq, dk, dg,
-        scale, length, heads, *strides(q), *strides(k), *strides(v), *strides(g), *strides(dy),
+    dv = _product(q, k, dy, g, scale, index, cu, d_ends, True)
+    _gradients_kernel[batch * heads * slots, triton.cdiv(keys, KEYS)](
+        q, k, v, g, given(index, v), dy, starts, d_ends, dq, dk, dg, cu, owners(cu, v, chunk_of(k)),
+        scale, length, heads, slots, *(n for tensor in (q, k, v, g, dy) for n in strides(tensor, cu=cu)),
         LEVELS=levels(constants["C"]), num_stages=2, **constants | {"BLOCK_K": KEYS, "BLOCK_V": 16},
     )  # fmt: skip
     return dq, dk, dv, dg, d_initial
@@ -374,6 +391,7 @@ def gla_triton(
     scale: float,
     initial_state: Tensor | None,
     document_ids: Tensor | None,
+    cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Outputs (B, L, H, V) and the last state (B, H, K, V); shapes as in `gla`."""
-    return run_scan(_forward_op, q, k, v, (g,), scale, initial_state, document_ids)
+    return run_scan(_forward_op, q, k, v, (g,), scale, initial_state, document_ids, cu_seqlens)

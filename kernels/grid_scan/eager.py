@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..common.registration import register_op
-from ..selective_scan.eager import plain_scan
+from ..selective_scan.plain import plain_scan
 from .paths import LinePath
 
 PIECE = 8  # positions of a line that are read one after the other

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..common.documents import document_starts
+from ..common.packing import document_starts
 from ..common.registration import register_op
 
 # Up to this window PyTorch's channels-last pooling beats sums by axis on a CPU: 2.5 times at 3 x 3, 1.1 times at 7 x 7.

@@ -10,7 +10,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from ..common.documents import document_index
+from ..common.packing import document_index
 
 
 def pool_mix_reference(

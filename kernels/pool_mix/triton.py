@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.autotune import configs
-from ..common.documents import document_index
+from ..common.packing import document_index
 from ..common.registration import register_op
 
 

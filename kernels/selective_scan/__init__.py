@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..common.dispatch import Op, check_divides, check_shapes
+from ..common.packing import check_sequences, in_direction
 
 __all__ = ["selective_scan", "selective_scan_step"]
 
@@ -29,6 +30,8 @@ def selective_scan(
     delta_softplus: bool = False,
     initial_state: Tensor | None = None,
     document_ids: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    reverse: bool = False,
     return_final_state: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -53,6 +56,10 @@ def selective_scan(
         initial_state: (B, D, N) state before the first token.
         document_ids: (B, L) integers; where the value changes, the state is forgotten. Token 0 continues
             `initial_state`.
+        cu_seqlens: (S + 1,) int32 or int64, rising from 0 to L: the tokens cu[r] to cu[r + 1] of the one row (B = 1)
+            are sequence r, which may be empty. States are then those of the sequences, (S, ...) in place of (B, ...).
+            Not together with `document_ids`. Offsets on a GPU are not checked.
+        reverse: from the last token to the first, each sequence by itself.
         return_final_state: also return the state after the last token.
         backend: "auto", "triton", "eager" or "reference".
 
@@ -63,6 +70,7 @@ def selective_scan(
         ConfigError: shapes that do not fit each other.
         RuntimeError: a backend that cannot run here.
     """
+    rows = check_sequences("selective_scan", u, cu_seqlens, document_ids)
     sizes = check_shapes(
         "selective_scan",
         u=("B L D", u),
@@ -73,13 +81,17 @@ def selective_scan(
         D=("D", D),
         z=("B L D", z),
         delta_bias=("D", delta_bias),
-        initial_state=("B D N", initial_state),
+        initial_state=(f"{rows} D N", initial_state),
         document_ids=("B L", document_ids),
     )
     check_divides("selective_scan", sizes["D"], "channels of u", sizes["G"], "groups of B")
     if sizes["L"] == 0:
         document_ids = None
-    y, state = _SCAN(backend, u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, document_ids)
+
+    def run(u: Tensor, delta: Tensor, B: Tensor, C: Tensor, z: Tensor | None, *packed: Tensor | None):
+        return _SCAN(backend, u, delta, A, B, C, D, z, delta_bias, delta_softplus, *packed)
+
+    y, state = in_direction(run, reverse, (u, delta, B, C, z), initial_state, document_ids, cu_seqlens)
     return (y, state) if return_final_state else y
 
 

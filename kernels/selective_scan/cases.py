@@ -12,8 +12,10 @@ from . import selective_scan, selective_scan_step
 
 def _inputs(
     draw: Draw, *, B: int, L: int, D: int, N: int, G: int = 1, gate: bool = True, initial: bool = False,
-    documents: bool = False, final: bool = False,
+    documents: bool = False, sequences: bool = False, final: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
+    offsets = draw.offsets(L) if sequences else None
+    rows = B if offsets is None else len(offsets) - 1
     return {
         "u": draw.normal(B, L, D),
         "delta": draw.normal(B, L, D),
@@ -24,8 +26,9 @@ def _inputs(
         "z": draw.normal(B, L, D) if gate else None,
         "delta_bias": draw.normal(D, dtype=torch.float32),
         "delta_softplus": True,
-        "initial_state": draw.normal(B, D, N, dtype=torch.float32) if initial else None,
+        "initial_state": draw.normal(rows, D, N, dtype=torch.float32) if initial else None,
         "document_ids": draw.documents(B, L) if documents else None,
+        "cu_seqlens": offsets,
         "return_final_state": initial or final,
     }
 
@@ -60,11 +63,13 @@ CASES = [
             "backward_float32_documents": Size(
                 {"B": 1, "L": 100, "D": 64, "N": 8, "G": 2, "documents": True}, torch.float32
             ),
+            "backward_sequences": Size({"B": 1, "L": 100, "D": 64, "N": 16, "initial": True, "sequences": True}),
         },
         odd=(
             {"B": 2, "L": 37, "D": 34, "N": 5, "G": 2, "initial": True, "documents": True},
             {"B": 1, "L": 1, "D": 3, "N": 1, "gate": False},
             {"B": 1, "L": 300, "D": 96, "N": 16, "initial": True},
+            {"B": 1, "L": 90, "D": 34, "N": 5, "G": 2, "initial": True, "sequences": True},
         ),
         models={
             "Mamba-130M: (8, 2048, 1536), 1 groups, 16 states, bf16": {"B": 8, "L": 2048, "D": 1536, "N": 16},

@@ -23,8 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..common.documents import document_starts
+from ..common.packing import count_slots, document_starts, first_slots
 from ..common.registration import empties, register_op
+from .plain import plain_scan
 
 RADIX = 8  # positions in a chunk
 BLOCK = 1 << 19  # numbers in a block buffer: 2 MB in float32
@@ -156,7 +157,7 @@ def _walk(batch: int, groups: int, channels: int, sizes: Sizes) -> Iterator[tupl
     )
 
 
-def _forward(
+def _forward_rows(
     u: Tensor,
     delta: Tensor,
     bias: Tensor | None,
@@ -189,15 +190,14 @@ def _forward(
     return y, _states_last(h), kept
 
 
-def _forward_fake(u: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    batch, length, groups, width = u.shape
-    states = rest[3].shape[-1]
-    segments = -(-length // _sizes(batch, length, groups, width, states).segment)
-    (y,) = empties(u)
-    return y, u.new_empty(batch, groups, width, states), u.new_empty(segments, batch, states, groups, width)
+def _parts(cu: Tensor, segment: int) -> Iterator[tuple[int, slice, slice]]:
+    """Of every sequence its number, tokens, and segments: the slots of `packing.py`."""
+    first = first_slots(cu, segment).tolist()
+    for r, (start, end) in enumerate(itertools.pairwise(cu.tolist())):
+        yield r, slice(start, end), slice(first[r], first[r] - (start - end) // segment)
 
 
-def plain_scan(
+def _forward(
     u: Tensor,
     delta: Tensor,
     bias: Tensor | None,
@@ -208,27 +208,31 @@ def plain_scan(
     D: Tensor | None,
     initial: Tensor | None,
     starts: Tensor | None,
+    cu: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The whole scan at once, by doubling: after i steps a state holds the 2^i tokens up to its own."""
+    if cu is None:
+        return _forward_rows(u, delta, bias, softplus, A, B, C, D, initial, starts)
+    y, final, kept = _forward_fake(u, delta, bias, softplus, A, B, C, D, initial, starts, cu)
+    for r, t, i in _parts(cu, _segment(u, A)):
+        before = None if initial is None else initial[r : r + 1]
+        y[:, t], final[r : r + 1], kept[i] = _forward_rows(
+            u[:, t], delta[:, t], bias, softplus, A, B[:, t], C[:, t], D, before, None
+        )
+    return y, final, kept
+
+
+def _segment(u: Tensor, A: Tensor) -> int:
     batch, length, groups, width = u.shape
-    s = delta if bias is None else delta + bias
-    s = (F.softplus(s) if softplus else s).unsqueeze(-1)
-    a = torch.exp(s * A)
-    if starts is not None:
-        a = torch.where(starts[..., None, None, None], 0.0, a)
-    h = s * u.unsqueeze(-1) * B.unsqueeze(3)
-    if initial is None:
-        initial = u.new_zeros(batch, groups, width, A.shape[-1])
-    # the initial state is one more token, which is not decayed
-    h = torch.cat([initial.unsqueeze(1), h], 1)
-    a = torch.cat([torch.ones_like(h[:, :1]), a], 1)
-    done = 1
-    while done <= length:
-        h = torch.cat([h[:, :done], h[:, done:] + a[:, done:] * h[:, :-done]], 1)
-        a = torch.cat([a[:, :done], a[:, done:] * a[:, :-done]], 1)
-        done *= 2
-    y = (h[:, 1:] * C.unsqueeze(3)).sum(-1)
-    return y if D is None else y + D * u, h[:, -1], u.new_empty(0)
+    return _sizes(batch, length, groups, width, A.shape[-1]).segment
+
+
+def _forward_fake(u: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    batch, length, groups, width = u.shape
+    A, cu = rest[3], rest[-1]
+    states, rows = A.shape[-1], batch if cu is None else len(cu) - 1
+    segments = count_slots(cu, batch, length, _segment(u, A))
+    (y,) = empties(u)
+    return y, u.new_empty(rows, groups, width, states), u.new_empty(segments, batch, states, groups, width)
 
 
 def _backward(
@@ -241,9 +245,51 @@ def _backward(
     C: Tensor,
     D: Tensor | None,
     starts: Tensor | None,
+    cu: Tensor | None,
     kept: Tensor,
     dy: Tensor,
-    dfinal: Tensor,
+    dfinal: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    if cu is None:
+        return _backward_rows(u, delta, bias, softplus, A, B, C, D, starts, kept, dy, dfinal)
+    grads = _backward_fake(u, delta, bias, softplus, A, B, C, D, starts, cu, kept, dy, dfinal)
+    du, ddelta, dbias, dA, dB, dC, dD, dinitial = grads
+    for whole in (dbias, dA, dD):
+        whole.zero_()
+    for r, t, i in _parts(cu, _segment(u, A)):
+        after = None if dfinal is None else dfinal[r : r + 1]
+        found = _backward_rows(
+            u[:, t], delta[:, t], bias, softplus, A, B[:, t], C[:, t], D, None, kept[i], dy[:, t], after
+        )
+        du[:, t], ddelta[:, t], dB[:, t], dC[:, t] = found[0], found[1], found[4], found[5]
+        dinitial[r : r + 1] = found[7]
+        for whole, part in zip((dbias, dA, dD), (found[2], found[3], found[6]), strict=True):
+            whole += part
+    return grads
+
+
+def _backward_fake(
+    u: Tensor, delta: Tensor, bias: Tensor | None, softplus: bool, A: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    B, C, D, _, cu = rest[:5]
+    du, ddelta, dbias, dA, dB, dC, dD = empties(u, delta, bias, A, B, C, D)
+    rows = u.shape[0] if cu is None else len(cu) - 1
+    return du, ddelta, dbias, dA, dB, dC, dD, u.new_empty(rows, *A.shape)
+
+
+def _backward_rows(
+    u: Tensor,
+    delta: Tensor,
+    bias: Tensor | None,
+    softplus: bool,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    starts: Tensor | None,
+    kept: Tensor,
+    dy: Tensor,
+    dfinal: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, length, groups, width = u.shape
     states = A.shape[-1]
@@ -253,7 +299,9 @@ def _backward(
     du, ddelta = (torch.empty_like(u, memory_format=torch.contiguous_format) for _ in range(2))
     dB, dC = (torch.zeros_like(B, memory_format=torch.contiguous_format) for _ in range(2))
     dA, dbias, dD = torch.zeros_like(A_t), u.new_zeros(groups, width), u.new_zeros(groups, width)
-    dh = _states_first(dfinal)  # gradient of the state after the segment
+    dh = (
+        u.new_zeros(batch, states, groups, width) if dfinal is None else _states_first(dfinal)
+    )  # gradient of the state after the segment
     block = _Block(u, sizes, states)
     for i, t in reversed(list(enumerate(_ranges(length, sizes.segment)))):
         for m, g, d in _walk(batch, groups, width, sizes):
@@ -301,7 +349,7 @@ def _backward(
     return du, ddelta, dbias, _states_last(dA), dB, dC, dD, _states_last(dh)
 
 
-backward_op = register_op("selective_scan_eager_backward", _backward, "u delta bias A B C D dfinal")
+backward_op = register_op("selective_scan_eager_backward", _backward, _backward_fake)
 forward_op = register_op(
     "selective_scan_eager", _forward, _forward_fake,
     outputs="y final kept", gradient=backward_op, wrt="u delta bias A B C D initial", plain=plain_scan,
@@ -320,6 +368,7 @@ def selective_scan_eager(
     delta_softplus: bool,
     initial_state: Tensor | None,
     document_ids: Tensor | None,
+    cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """See `mixerzoo.kernels.selective_scan`; always returns `(y, final state)`."""
     high = torch.promote_types(u.dtype, torch.float32)
@@ -336,6 +385,7 @@ def selective_scan_eager(
         None if D is None else D.to(high).unflatten(0, (groups, -1)),
         initial_state.to(high).unflatten(1, (groups, -1)) if initial_state is not None else None,
         document_starts(document_ids) if document_ids is not None else None,
+        cu_seqlens,
     )
     y = y.flatten(2)
     if z is not None:

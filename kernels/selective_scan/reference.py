@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..common.documents import document_starts
+from ..common.packing import by_sequence, document_starts
 
 
 def selective_scan_reference(
@@ -24,8 +24,15 @@ def selective_scan_reference(
     delta_softplus: bool,
     initial_state: Tensor | None,
     document_ids: Tensor | None,
+    cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """See `mixerzoo.kernels.selective_scan`; always returns `(y, final state)`."""
+    if cu_seqlens is not None:
+
+        def run(u: Tensor, delta: Tensor, B: Tensor, C: Tensor, z: Tensor | None, initial: Tensor | None):
+            return selective_scan_reference(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial, None, None)
+
+        return by_sequence(run, cu_seqlens, (u, delta, B, C, z), initial_state)
     high = torch.promote_types(u.dtype, torch.float32)
     batch, length, channels = u.shape
     groups, states = B.shape[2:]

@@ -73,6 +73,10 @@ class Draw:
         places = torch.arange(length) + 14 + 5 * torch.arange(batch)[:, None]
         return (places // 17 % 3).to(self.device)
 
+    def offsets(self, length: int) -> Tensor:
+        """(S + 1,) offsets of sequences: of 3 tokens, of none, and then of 17."""
+        return torch.tensor([0, min(3, length), *range(3, length, 17), length]).to(self.device)
+
 
 class Flops(NamedTuple):
     """Operations that a call cannot do without.

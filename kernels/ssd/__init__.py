@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..common.chunking import keys_limit
 from ..common.dispatch import Op, check_divides, check_shapes
+from ..common.packing import check_sequences, in_direction
 
 __all__ = ["ssd", "ssd_step"]
 
@@ -30,6 +31,8 @@ def ssd(
     scale: float = 1.0,
     initial_state: Tensor | None = None,
     document_ids: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    reverse: bool = False,
     return_final_state: bool = False,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -51,6 +54,10 @@ def ssd(
         initial_state: (B, H, K, V) state before the first token.
         document_ids: (B, L) integers; where the value changes, the state is forgotten. Token 0 continues
             `initial_state`.
+        cu_seqlens: (S + 1,) int32 or int64, rising from 0 to L: the tokens cu[r] to cu[r + 1] of the one row (B = 1)
+            are sequence r, which may be empty. States are then those of the sequences, (S, ...) in place of (B, ...).
+            Not together with `document_ids`. Offsets on a GPU are not checked.
+        reverse: from the last token to the first, each sequence by itself.
         return_final_state: also return the state after the last token.
         backend: "auto", "triton", "eager" or "reference".
 
@@ -61,6 +68,7 @@ def ssd(
         ConfigError: shapes that do not fit each other.
         RuntimeError: a backend that cannot run here.
     """
+    rows = check_sequences("ssd", v, cu_seqlens, document_ids)
     sizes = check_shapes(
         "ssd",
         v=("B L H V", v),
@@ -68,11 +76,15 @@ def ssd(
         k=("B L G K", k),
         g=("B L H", g),
         beta=("B L H", beta),
-        initial_state=("B H K V", initial_state),
+        initial_state=(f"{rows} H K V", initial_state),
         document_ids=("B L", document_ids),
     )
     check_divides("ssd", sizes["H"], "heads of v", sizes["G"], "groups of q and k")
-    y, state = _SCAN(backend, q, k, v, g, beta, float(scale), initial_state, document_ids)
+
+    def run(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor | None, *packed: Tensor | None):
+        return _SCAN(backend, q, k, v, g, beta, float(scale), *packed)
+
+    y, state = in_direction(run, reverse, (q, k, v, g, beta), initial_state, document_ids, cu_seqlens)
     return (y, state) if return_final_state else y
 
 

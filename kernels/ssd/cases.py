@@ -12,17 +12,19 @@ from . import ssd, ssd_step
 
 def _inputs(
     draw: Draw, *, B: int, L: int, H: int, K: int, V: int, G: int | None = None, gates: bool = True,
-    initial: bool = False, documents: bool = False,
+    initial: bool = False, documents: bool = False, sequences: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    rows = G or H
+    offsets = draw.offsets(L) if sequences else None
+    rows = B if offsets is None else len(offsets) - 1
     return {
-        "q": draw.normal(B, L, rows, K),
-        "k": draw.unit(B, L, rows, K),
+        "q": draw.normal(B, L, G or H, K),
+        "k": draw.unit(B, L, G or H, K),
         "v": draw.normal(B, L, H, V),
         "g": -draw.uniform(B, L, H, dtype=torch.float32) if gates else None,
         "beta": draw.uniform(B, L, H, dtype=torch.float32) if gates else None,
-        "initial_state": draw.normal(B, H, K, V, dtype=torch.float32) if initial else None,
+        "initial_state": draw.normal(rows, H, K, V, dtype=torch.float32) if initial else None,
         "document_ids": draw.documents(B, L) if documents else None,
+        "cu_seqlens": offsets,
         "return_final_state": initial,
     }
 
@@ -60,11 +62,13 @@ CASES = [
             "backward_128": Size({"B": 2, "L": 70, "G": 1, "H": 2, "K": 128, "V": 64}),  # Mamba-2's state size
             "backward_float32": Size(_SHORT, torch.float32),
             "backward_128_float32": Size({**_SHORT, "L": 40, "K": 128}, torch.float32),
+            "backward_sequences": Size({**_SHORT, "initial": True, "sequences": True}),
         },
         odd=(
             {"B": 2, "L": 63, "G": 1, "H": 2, "K": 24, "V": 9, "initial": True, "documents": True},
             {"B": 1, "L": 1, "H": 1, "K": 16, "V": 5, "gates": False},
             {"B": 1, "L": 200, "G": 1, "H": 2, "K": 128, "V": 64, "initial": True},
+            {"B": 1, "L": 70, "G": 1, "H": 2, "K": 24, "V": 9, "initial": True, "sequences": True},
         ),
         models={"Mamba-2 130M: 24 heads, K 128, V 64, 16384 tokens": {
             "B": 8, "L": 2048, "G": 1, "H": 24, "K": 128, "V": 64,

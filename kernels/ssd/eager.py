@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..common.chunking import carry_states, compute_dtype, pad_time, recompute
-from ..common.documents import document_index
+from ..common.chunking import carry_states, compute_dtype, pad_time, recompute, sums_of
+from ..common.packing import carry_sequences, document_index, in_chunks
 
 CHUNK = 64  # c: products with the state cost K V per token, those inside a chunk c (K + V) / 2
 
@@ -24,10 +24,11 @@ def ssd_eager(
     scale: float,
     initial_state: Tensor | None,
     document_ids: Tensor | None,
+    cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Outputs (B, L, H, V) and the last state (B, H, K, V); shapes as in `ssd`."""
     with torch.autocast(v.device.type, enabled=False):
-        return recompute(_forward, q, k, v, g, beta, scale, initial_state, document_ids)
+        return recompute(_forward, q, k, v, g, beta, scale, initial_state, document_ids, cu_seqlens)
 
 
 def _forward(
@@ -39,27 +40,29 @@ def _forward(
     scale: float,
     initial_state: Tensor | None,
     document_ids: Tensor | None,
+    cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     batch, length, heads, size = v.shape
     groups, keys = q.shape[2:]
     dtype = compute_dtype(q, k, v, g, initial_state)
-    shape = (batch, groups, heads // groups, keys, size)
+    rows = batch if cu_seqlens is None else len(cu_seqlens) - 1
+    shape = (rows, groups, heads // groups, keys, size)
     state = v.new_zeros(shape, dtype=dtype) if initial_state is None else initial_state.to(dtype).reshape(shape)
     chunk = min(CHUNK, max(length, 1))
-    chunks = -(-length // chunk)
+    sequences = None if cu_seqlens is None else in_chunks(cu_seqlens, length, chunk)
+    chunks = -(-length // chunk) if sequences is None else len(sequences.owner)
     state = state.transpose(2, 3)  # (B, G, K, R, V): one product serves all heads of a group
 
     def cut(x: Tensor) -> Tensor:  # (B, L, ...) -> (B, n, c, ...)
-        return pad_time(x.to(dtype), chunks * chunk).unflatten(1, (chunks, chunk))
+        x = x.to(dtype)
+        x = pad_time(x, chunks * chunk) if sequences is None else sequences.lay(x)
+        return x.unflatten(1, (chunks, chunk))
 
     queries = cut(q).transpose(2, 3) * scale  # (B, n, G, c, K)
     keyed = cut(k).transpose(2, 3)
     values = cut(v).unflatten(3, (groups, -1)).permute(0, 1, 3, 2, 4, 5)  # (B, n, G, c, R, V)
-    if g is None:
-        total = v.new_zeros(batch, chunks, chunk, heads, dtype=dtype)
-    else:
-        total = cut(g).cumsum(2)
-    total = total.unflatten(3, (groups, -1)).permute(0, 1, 3, 4, 2)  # (B, n, G, R, c), log decay since the chunk began
+    steps = v.new_zeros(batch, chunks, chunk, heads, dtype=dtype) if g is None else cut(g)
+    until, after, through, pairs = sums_of(steps.unflatten(3, (groups, -1)).permute(0, 1, 3, 4, 2))  # (B, n, G, R, c)
     if beta is not None:
         values = values * cut(beta).unflatten(3, (groups, -1)).permute(0, 1, 3, 2, 4)[..., None]
 
@@ -80,15 +83,20 @@ def _forward(
         passed = (last == before)[:, :, None, None]
 
     # The mask goes in before exp: the differences above the diagonal are positive.
-    decay = (total[..., :, None] - total[..., None, :]).masked_fill(~visible, -torch.inf).exp()
+    decay = pairs.masked_fill(~visible, -torch.inf).exp()
     scores = (queries @ keyed.transpose(-1, -2))[:, :, :, None] * decay  # (B, n, G, R, c, c)
     inside = scores @ values.transpose(3, 4)  # (B, n, G, R, c, V)
 
-    weight = (total[..., -1:] - total).exp() * kept  # decay from each token to the chunk's end
+    weight = after.exp() * kept  # decay from each token to the chunk's end
     update = keyed.transpose(-1, -2) @ (values * weight.transpose(-1, -2)[..., None]).flatten(4)
-    factor = (total[..., -1].exp() * passed)[:, :, :, None, :, None]  # (B, n, G, 1, R, 1)
-    starts, state = carry_states(update.unflatten(4, (-1, size)), factor, state)
+    factor = (through.exp() * passed)[:, :, :, None, :, None]  # (B, n, G, 1, R, 1)
+    update = update.unflatten(4, (-1, size))
+    if sequences is None:
+        starts, state = carry_states(update, factor, state)
+    else:
+        starts, state = carry_sequences(carry_states, update, factor, state, sequences)
     outside = (queries @ starts.flatten(4)).unflatten(4, (-1, size))  # (B, n, G, c, R, V)
-    y = inside.transpose(3, 4) + outside * (total.exp() * carried).transpose(-1, -2)[..., None]
-    y = y.permute(0, 1, 3, 2, 4, 5).reshape(batch, chunks * chunk, heads, size)[:, :length]
-    return y.to(v.dtype), state.transpose(2, 3).reshape(batch, heads, keys, size)
+    y = inside.transpose(3, 4) + outside * (until.exp() * carried).transpose(-1, -2)[..., None]
+    y = y.permute(0, 1, 3, 2, 4, 5).reshape(batch, chunks * chunk, heads, size)
+    y = y[:, :length] if sequences is None else y.index_select(1, sequences.back)
+    return y.to(v.dtype), state.transpose(2, 3).reshape(rows, heads, keys, size)

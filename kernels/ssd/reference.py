@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..common.chunking import compute_dtype
-from ..common.documents import document_starts
+from ..common.packing import by_sequence, document_starts
 
 
 def ssd_step_reference(
@@ -38,8 +38,14 @@ def ssd_reference(
     scale: float,
     initial_state: Tensor | None,
     document_ids: Tensor | None,
+    cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Outputs (B, L, H, V) and the last state (B, H, K, V); shapes as in `ssd`."""
+    if cu_seqlens is not None:
+        return by_sequence(
+            lambda q, k, v, g, beta, initial: ssd_reference(q, k, v, g, beta, scale, initial, None, None),
+            cu_seqlens, (q, k, v, g, beta), initial_state,
+        )  # fmt: skip
     batch, length, heads, size = v.shape
     dtype = compute_dtype(q, k, v, g, initial_state)
     state = (

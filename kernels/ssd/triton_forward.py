@@ -10,7 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..common.chunked_scan import owners, rows_of
+from ..common.packing import count_slots
 from ..common.tiles import (
+    between,
     block,
     dot,
     dot_split,
@@ -19,10 +22,15 @@ from ..common.tiles import (
     load_column,
     load_documents,
     load_tile,
+    part_of,
     precision,
+    slots_of,
     splits,
     store_tile,
     strides,
+    summed,
+    tokens_of,
+    warps,
 )
 
 PROGRAMS = 512  # enough programs to fill a GPU (an H100 has 132 multiprocessors)
@@ -30,26 +38,27 @@ PROGRAMS = 512  # enough programs to fill a GPU (an H100 has 132 multiprocessors
 
 @triton.jit
 def _states_kernel(
-    k, v, g, beta, index, initial, starts,
-    length, heads, group, span,
+    k, v, g, beta, index, initial, starts, cu,
+    length, heads, group, slots, span,
     k_b, k_t, k_h, v_b, v_t, v_h, g_b, g_t, g_h, beta_b, beta_t, beta_h,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
     HAS_G: tl.constexpr, HAS_BETA: tl.constexpr, HAS_INDEX: tl.constexpr, HAS_INITIAL: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """starts (B, H, n / span, K, V): the state before every `span` chunks."""
+    """starts (B, H, slots, K, V): the state before every `span` chunks, which are a slot."""
     b = tl.cast(tl.program_id(0) // heads, tl.int64)
     h = tl.program_id(0) % heads
     row = tl.arange(0, C)
     key = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     col = tl.program_id(2) * BLOCK_V + tl.arange(0, BLOCK_V)
-    k += b * k_b + (h // group) * k_h
-    v += b * v_b + h * v_h
-    g += b * g_b + h * g_h
-    beta += b * beta_b + h * beta_h
-    index += b * length
-    slots = tl.cdiv(length, C * span)
-    starts += (b * heads + h) * slots * K * V
+    starts += slots_of(cu, b, h, heads, slots, C * span) * K * V
+    at, first, length = tokens_of(cu, b, length)
+    k += at * k_b + (h // group) * k_h
+    v += at * v_b + h * v_h
+    g += at * g_b + h * g_h
+    beta += at * beta_b + h * beta_h
+    index += first
+    slots = tl.maximum(tl.cdiv(length, C * span), 1)
     state = tl.zeros([BLOCK_K, BLOCK_V], tl.float32)
     if HAS_INITIAL:
         state += load_tile(initial + (b * heads + h) * K * V, V, key, K, col, V)
@@ -61,8 +70,9 @@ def _states_kernel(
         v_tile = load_tile(v + tl.cast(start, tl.int64) * v_t, v_t, row, length - start, col, V)
         step = load_column(g + tl.cast(start, tl.int64) * g_t, g_t, row, length - start, HAS_G, 0.0)
         weight = load_column(beta + tl.cast(start, tl.int64) * beta_t, beta_t, row, length - start, HAS_BETA, 1.0)
-        weight *= tl.exp(tl.cumsum(step, 0, reverse=True) - step)
-        passed = tl.exp(tl.sum(step, 0))
+        _coarse, _fine, later, whole = summed(step)
+        weight *= tl.exp(later)
+        passed = tl.exp(whole)
         if HAS_INDEX:
             here, before, last = load_documents(index, start, row, length, C)
             weight = tl.where(here == last, weight, 0.0)
@@ -74,31 +84,33 @@ def _states_kernel(
 
 @triton.jit
 def output_kernel(
-    q, k, v, g, beta, index, initial, starts, y, final,
-    scale, length, heads, group, span,
+    q, k, v, g, beta, index, initial, starts, y, final, cu, owner,
+    scale, length, heads, group, slots, span,
     q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, g_b, g_t, g_h, beta_b, beta_t, beta_h,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
     SPLIT: tl.constexpr, HAS_G: tl.constexpr, HAS_BETA: tl.constexpr, HAS_INDEX: tl.constexpr,
     HAS_INITIAL: tl.constexpr, HAS_STARTS: tl.constexpr, HAS_FINAL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """y (B, L, H, V) of `span` chunks per program and, by the last program, final (B, H, K, V)."""
-    slots = tl.cdiv(length, C * span)
     slot = tl.program_id(0) % slots
     h = tl.program_id(0) // slots % heads
-    b = tl.cast(tl.program_id(0) // slots // heads, tl.int64)
+    outer = tl.program_id(0) // slots // heads
+    starts += ((tl.cast(outer, tl.int64) * heads + h) * slots + slot) * K * V
+    b, slot = part_of(cu, owner, outer * slots + slot, slots, C * span)
+    at, first, length = tokens_of(cu, b, length)
     row = tl.arange(0, C)
     key = tl.arange(0, BLOCK_K)
     col = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
-    q += b * q_b + (h // group) * q_h
-    k += b * k_b + (h // group) * k_h
-    v += b * v_b + h * v_h
-    g += b * g_b + h * g_h
-    beta += b * beta_b + h * beta_h
-    index += b * length
-    y += (b * length * heads + h) * V
+    q += at * q_b + (h // group) * q_h
+    k += at * k_b + (h // group) * k_h
+    v += at * v_b + h * v_h
+    g += at * g_b + h * g_h
+    beta += at * beta_b + h * beta_h
+    index += first
+    y += (first * heads + h) * V
     state = tl.zeros([BLOCK_K, BLOCK_V], tl.float32)
     if HAS_STARTS:
-        state += load_tile(starts + ((b * heads + h) * slots + slot) * K * V, V, key, K, col, V)
+        state += load_tile(starts, V, key, K, col, V)
     elif HAS_INITIAL:
         state += load_tile(initial + (b * heads + h) * K * V, V, key, K, col, V)
     for i in range(slot * span, tl.minimum((slot + 1) * span, tl.cdiv(length, C))):
@@ -110,10 +122,10 @@ def output_kernel(
         v_tile = load_tile(v + wide * v_t, v_t, row, left, col, V)
         step = load_column(g + wide * g_t, g_t, row, left, HAS_G, 0.0)
         rate = load_column(beta + wide * beta_t, beta_t, row, left, HAS_BETA, 1.0)
-        total = tl.cumsum(step, 0)
-        until = tl.exp(total)
-        after = tl.exp(tl.cumsum(step, 0, reverse=True) - step)
-        passed = tl.exp(tl.sum(step, 0))
+        coarse, fine, later, whole = summed(step)
+        until = tl.exp(coarse + fine)
+        after = tl.exp(later)
+        passed = tl.exp(whole)
         seen = row[:, None] >= row[None, :]
         if HAS_INDEX:
             here, before, last = load_documents(index, start, row, length, C)
@@ -125,13 +137,12 @@ def output_kernel(
         out = dot_split(q_tile, state.to(q_tile.dtype), PRECISION, SPLIT) * until[:, None]
         weighted = (v_tile * (after * rate)[:, None]).to(v_tile.dtype)
         state = dot(tl.trans(k_tile), weighted, PRECISION, state * passed)
-        # The mask goes in before exp: above the diagonal the difference is positive.
-        decay = tl.exp(tl.where(seen, total[:, None] - total[None, :], float("-inf")))
+        decay = between(coarse, fine, seen, False)
         scores = dot_split(q_tile, tl.trans(k_tile), PRECISION, SPLIT) * decay * rate[None, :]
         out = dot(scores.to(v_tile.dtype), v_tile, PRECISION, out)
         store_tile(y + wide * heads * V, heads * V, row, left, col, V, out * scale)
     if HAS_FINAL:  # noqa: SIM102 - a constant of the kernel
-        if slot == slots - 1:
+        if slot == tl.maximum(tl.cdiv(length, C * span), 1) - 1:
             store_tile(final + (b * heads + h) * K * V, V, key, K, col, V, state)
 
 
@@ -166,36 +177,38 @@ def output_tiles(k: Tensor) -> tuple[int, int]:
     return 16, 32 // half if keys <= 128 else 16
 
 
-def span_of(k: Tensor, v: Tensor) -> int:
+def span_of(k: Tensor, v: Tensor, cu: Tensor | None) -> int:
     """Chunks that a program of the forward pass walks over.
 
     All of them while a sequence is short (16 chunks take about as long as another launch) or there are many, else as
     many as leave `PROGRAMS` programs, but not fewer than 4: each stretch costs one state in memory, K V numbers
     against 4 C (2 K + 2 V) for its tokens.
     """
-    batch, length, heads, size = v.shape
+    _, length, heads, size = v.shape
     chunks = triton.cdiv(length, chunk_of(k))
-    programs = batch * heads * triton.cdiv(size, 64)
+    programs = rows_of(v, cu) * heads * triton.cdiv(size, 64)
     if chunks <= 16 or programs >= PROGRAMS:
         return chunks
-    return min(chunks, max(4, triton.cdiv(chunks * programs, PROGRAMS)))
+    return min(chunks, max(4, triton.cdiv(v.shape[0] * chunks * heads * triton.cdiv(size, 64), PROGRAMS)))
 
 
 def states(
-    k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor | None, initial: Tensor | None, index: Tensor | None, span: int
-) -> Tensor:
-    """The state (B, H, n / span, K, V) before every `span` chunks, in the dtype of v."""
+    k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor | None, initial: Tensor | None, index: Tensor | None,
+    cu: Tensor | None, span: int,
+) -> Tensor:  # fmt: skip
+    """The state (B, H, slots, K, V) before every `span` chunks, in the dtype of v."""
     batch, length, heads, size = v.shape
     keys = k.shape[3]
-    starts = v.new_empty(batch, heads, triton.cdiv(length, chunk_of(k) * span), keys, size)
+    slots = count_slots(cu, batch, length, chunk_of(k) * span)
+    starts = v.new_empty(batch, heads, slots, keys, size)
     block_k = block(keys, 64)
-    grid = (batch * heads, triton.cdiv(keys, block_k), triton.cdiv(size, block(size, 64)))
+    grid = (rows_of(v, cu) * heads, triton.cdiv(keys, block_k), triton.cdiv(size, block(size, 64)))
     _states_kernel[grid](
-        k, v, given(g, v), given(beta, v), given(index, v), given(initial, v), starts,
-        length, heads, heads // k.shape[2], span,
-        *strides(k), *strides(v), *strides(g), *strides(beta),
+        k, v, given(g, v), given(beta, v), given(index, v), given(initial, v), starts, cu,
+        length, heads, heads // k.shape[2], slots, span,
+        *strides(k, cu=cu), *strides(v, cu=cu), *strides(g, cu=cu), *strides(beta, cu=cu),
         BLOCK_K=block_k, HAS_INITIAL=initial is not None, **constants(k, v, g, beta, index),
-        num_warps=4, num_stages=3,
+        num_warps=warps(4), num_stages=3,
     )  # fmt: skip
     return starts
 
@@ -209,6 +222,7 @@ def outputs(
     scale: float,
     initial: Tensor | None,
     index: Tensor | None,
+    cu: Tensor | None,
     starts: Tensor | None,
     span: int,
     final: Tensor | None,
@@ -219,13 +233,14 @@ def outputs(
     whole = chunk_of(k)
     chunk, columns = output_tiles(k)
     columns = block(size, columns)
-    grid = (batch * heads * triton.cdiv(length, whole * span), triton.cdiv(size, columns))
+    slots = count_slots(cu, batch, length, whole * span)
+    grid = (batch * heads * slots, triton.cdiv(size, columns))
     output_kernel[grid](
         q, k, v, given(g, v), given(beta, v), given(index, v), given(initial, v), given(starts, v), y, given(final, v),
-        scale, length, heads, heads // k.shape[2], span * (whole // chunk),
-        *strides(q), *strides(k), *strides(v), *strides(g), *strides(beta),
+        cu, owners(cu, v, whole * span), scale, length, heads, heads // k.shape[2], slots, span * (whole // chunk),
+        *(x for tensor in (q, k, v, g, beta) for x in strides(tensor, cu=cu)),
         BLOCK_K=block(k.shape[3]), HAS_INITIAL=initial is not None, HAS_STARTS=starts is not None,
         HAS_FINAL=final is not None, **constants(k, v, g, beta, index) | {"BLOCK_V": columns, "C": chunk},
-        SPLIT=splits(k), num_warps=min(8, max(4, splits(k))), num_stages=2 // halving(k.dtype),
+        SPLIT=splits(k), num_warps=warps(min(8, max(4, splits(k)))), num_stages=2 // halving(k.dtype),
     )  # fmt: skip
     return y

@@ -15,6 +15,7 @@ from ...errors import ConfigError
 from ...kernels.segment_pool import segment_pool
 from ...schema import OddSize, Size
 from ..base import Mixer
+from ..layers import full_precision
 from ..positions import document_rows, rows_apart, without_padding
 
 
@@ -100,7 +101,10 @@ class PoNet(Mixer, name="ponet"):
             weight = mask.to(q.dtype).unsqueeze(-1)
             query = (q * weight).sum(1) / weight.sum(1).clamp_min(1)
         k = k.unflatten(-1, heads)
-        scores = torch.einsum("bhd,bnhd->bhn", query.unflatten(-1, heads).float(), k.float()) * self.head_dim**-0.5
+        scores = (
+            torch.einsum("bhd,bnhd->bhn", full_precision(query.unflatten(-1, heads)), full_precision(k))
+            * self.head_dim**-0.5
+        )
         if mask is not None:
             scores = scores.masked_fill(~mask[:, None], -10000.0)
         mean = torch.einsum("bhn,bnhd->bhd", scores.softmax(-1).to(k.dtype), k).flatten(1)

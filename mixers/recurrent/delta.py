@@ -6,6 +6,8 @@ Axis letters: B batch, N tokens, C channels, H heads, K key channels per head, V
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -76,12 +78,12 @@ class Delta(LinearHeads, name="delta"):
 
     def _inputs(self, qkv: Tensor, b: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
         q, k, v = self._split_heads(qkv if self.conv1d is not None else F.silu(qkv))
-        q, k = (F.normalize(t.float(), dim=-1, eps=1e-6).to(t.dtype) for t in (q, k))
-        beta = b.float().sigmoid() * (2.0 if self.allow_neg_eigval else 1.0)
-        g = None
-        if self.A_log is not None and self.dt_bias is not None:
-            g = -self.A_log.float().exp() * F.softplus(a.float() + self.dt_bias.float())
-        return q, k, v, beta, g
+        return q, k, v, b, a if self.A_log is not None else None
+
+    def _gates(self) -> dict[str, Any]:
+        """Options of the op."""
+        gates = {"A_log": self.A_log, "dt_bias": self.dt_bias}
+        return {"normalize": True, "beta_range": 2.0 if self.allow_neg_eigval else 1.0} | gates
 
     def scan(
         self,
@@ -102,11 +104,12 @@ class Delta(LinearHeads, name="delta"):
             )  # fmt: skip
         q, k, v, beta, g = self._inputs(qkv, b, a)
         if real is not None:
-            beta = beta * real[..., None]
-            g = None if g is None else g * real[..., None]
+            padding = ~real[..., None]  # neither writes nor decays
+            beta = beta.masked_fill(padding, -torch.inf)
+            g = None if g is None else g.masked_fill(padding, -torch.inf)
         result = delta_rule(
             q, k, v, beta, g, scale=self.head_dim**-0.5, initial_state=None if state is None else state.memory,
-            document_ids=document_ids, return_final_state=return_state,
+            document_ids=document_ids, return_final_state=return_state, **self._gates(),
         )  # fmt: skip
         y, memory = result if isinstance(result, tuple) else (result, None)
         return self._output(y, gate), None if memory is None else self._after(x, real, before, conv, memory)
@@ -117,5 +120,5 @@ class Delta(LinearHeads, name="delta"):
         if self.conv1d is not None:
             qkv, conv = self.conv1d.step(qkv, conv)
         q, k, v, beta, g = self._inputs(qkv, b, a)
-        y, memory = delta_rule_step(q, k, v, beta, g, state.memory, scale=self.head_dim**-0.5)
+        y, memory = delta_rule_step(q, k, v, beta, g, state.memory, scale=self.head_dim**-0.5, **self._gates())
         return self._output(y, gate), LinearState(conv, memory, state.position + 1)

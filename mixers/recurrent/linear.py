@@ -16,6 +16,7 @@ from ...errors import OptionError
 from ...kernels.gla import gla, gla_step
 from ...kernels.ssd import ssd, ssd_step
 from ...schema import Between, Count, Size
+from ..layers import full_precision
 from ..positions import rotate
 from .linear_heads import LinearHeads, LinearState
 
@@ -147,7 +148,7 @@ class LinearAttention(LinearHeads, name="linear_attention"):
                 else lightning_decay(self.num_heads, self.lightning_rate, gates.device)
             )
             return fixed.expand(*gates.shape[:-1], self.num_heads)
-        return F.logsigmoid(logits.float()) / self.gate_logit_normalizer
+        return F.logsigmoid(full_precision(logits)) / self.gate_logit_normalizer
 
     def _features(self, qkv: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """phi(q), phi(k), and v with a column of ones where the sum of the keys is needed; all (B, N, H, .)."""
@@ -156,11 +157,14 @@ class LinearAttention(LinearHeads, name="linear_attention"):
         q, k = phi(q), phi(k)
         if self.position == "rotary":
             q, k = rotate(q, positions), rotate(k, positions)
-        return q, k, F.pad(v, (0, 1), value=1.0) if self.normalize else v
+        if not self.normalize:
+            return q, k, v
+        # Both sums outgrow float16 after some thousand tokens, though their quotient does not: y has the dtype of v.
+        return q, k, F.pad(full_precision(v) if v.dtype == torch.float16 else v, (0, 1), value=1.0)
 
     def _read(self, y: Tensor, gate: Tensor) -> Tensor:
         if self.normalize:
-            y, total = y.float().split((self.head_v_dim, 1), -1)
+            y, total = full_precision(y).split((self.head_v_dim, 1), -1)
             y = (y / (total + 1e-10)).to(gate.dtype)
         return self._output(y, gate)
 

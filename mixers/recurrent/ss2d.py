@@ -20,7 +20,7 @@ from ...kernels.grid_scan import LinePath, grid_scan
 from ...kernels.selective_scan import selective_scan
 from ...schema import OddSize, Positive, Size, StepSize
 from ..base import Grid, Mixer
-from ..layers import on_map
+from ..layers import full_precision, on_map
 from ..orders.orders import Order
 from .recurrent_mixer import log_uniform_dt_bias
 
@@ -156,7 +156,7 @@ class SS2D(Mixer, name="ss2d"):
             b.contiguous(),
             c.contiguous(),
             skip.flatten(),
-            delta_bias=self.dt_bias.float().flatten(),
+            delta_bias=full_precision(self.dt_bias).flatten(),
             delta_softplus=True,
         )
         assert isinstance(y, Tensor)
@@ -172,7 +172,7 @@ class SS2D(Mixer, name="ss2d"):
         u = F.silu(self.convolve(u))
         # what depends on the token alone is computed once, before it is read along the paths
         low = F.linear(u, self.x_proj.flatten(0, 1).to(u.dtype)).unflatten(-1, (_PATHS, -1))
-        rates, skip = -torch.exp(self.A_log.float()), self.D.float()
+        rates, skip = -torch.exp(full_precision(self.A_log)), full_precision(self.D)
         lines = self.lines if self.d_state == 1 or u.numel() >= _SMALL else None
         if lines is not None and choose_backend("ss2d", "auto", u) == "eager":
             y = grid_scan(u, low, self.dt_proj, self.dt_bias, rates, skip, lines)

@@ -18,6 +18,7 @@ from ...errors import OptionError
 from ...kernels.selective_scan import selective_scan, selective_scan_step
 from ...kernels.ssd import ssd, ssd_step
 from ...schema import AtLeast, Epsilon, NonNegative, Size, StepSize
+from ..layers import full_precision
 from .recurrent_mixer import RecurrentMixer, ShortConv, log_uniform_dt_bias
 
 
@@ -135,8 +136,8 @@ class Mamba(RecurrentMixer, name="mamba"):
             delta = delta.masked_fill(~real[..., None], -1e4)
             u = u * real[..., None]
         result = selective_scan(
-            u, delta, -torch.exp(self.A_log.float()), b, c, self.D.float(),
-            z=z, delta_bias=self.dt_bias.float(), delta_softplus=True,
+            u, delta, -torch.exp(full_precision(self.A_log)), b, c, full_precision(self.D),
+            z=z, delta_bias=full_precision(self.dt_bias), delta_softplus=True,
             initial_state=ssm_state, document_ids=document_ids, return_final_state=return_state,
         )  # fmt: skip
         y, ssm_state = result if isinstance(result, tuple) else (result, None)
@@ -157,8 +158,8 @@ class Mamba(RecurrentMixer, name="mamba"):
         u, conv_state = self.conv1d.step(u, state.conv)
         delta, b, c = self._selection(u)
         y, ssm_state = selective_scan_step(
-            u, delta, -torch.exp(self.A_log.float()), b, c, self.D.float(), state.ssm,
-            z_t=z, delta_bias=self.dt_bias.float(), delta_softplus=True,
+            u, delta, -torch.exp(full_precision(self.A_log)), b, c, full_precision(self.D), state.ssm,
+            z_t=z, delta_bias=full_precision(self.dt_bias), delta_softplus=True,
         )  # fmt: skip
         return self.out_proj(y), SSMState(conv_state, ssm_state)
 
@@ -194,9 +195,9 @@ class GatedGroupNorm(nn.Module):
         nn.init.ones_(self.weight)
 
     def forward(self, y: Tensor, z: Tensor) -> Tensor:
-        gated = (y.float() * F.silu(z.float())).unflatten(-1, (self.groups, -1))
+        gated = (full_precision(y) * F.silu(full_precision(z))).unflatten(-1, (self.groups, -1))
         normal = F.rms_norm(gated, gated.shape[-1:], eps=self.eps).flatten(-2)
-        return (normal * self.weight.float()).to(z.dtype)
+        return (normal * full_precision(self.weight)).to(z.dtype)
 
 
 class Mamba2(RecurrentMixer, name="mamba2"):
@@ -295,7 +296,7 @@ class Mamba2(RecurrentMixer, name="mamba2"):
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gate z (..., E), input of the convolution, and step sizes (..., H) in float32."""
         z, ubc, dt = self.in_proj(x).split((self.d_inner, self.conv_width, self.num_heads), -1)
-        dt = F.softplus(dt.float() + self.dt_bias.float())
+        dt = F.softplus(full_precision(dt) + full_precision(self.dt_bias))
         return z, ubc, dt if self.dt_limit == (0.0, math.inf) else dt.clamp(*self.dt_limit)
 
     def _heads(self, ubc: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -331,7 +332,7 @@ class Mamba2(RecurrentMixer, name="mamba2"):
             ubc, dt = ubc * real[..., None], dt * real[..., None]
         u, b, c = self._heads(ubc)
         result = ssd(
-            c, b, u, dt * -torch.exp(self.A_log.float()),
+            c, b, u, dt * -torch.exp(full_precision(self.A_log)),
             beta=dt, initial_state=ssm_state, document_ids=document_ids, return_final_state=return_state,
         )  # fmt: skip
         y, ssm_state = result if isinstance(result, tuple) else (result, None)
@@ -349,7 +350,7 @@ class Mamba2(RecurrentMixer, name="mamba2"):
         z, ubc, dt = self._split(x_t)
         ubc, conv_state = self.conv1d.step(ubc, state.conv)
         u, b, c = self._heads(ubc)
-        y, ssm_state = ssd_step(c, b, u, dt * -torch.exp(self.A_log.float()), state.ssm, beta_t=dt)
+        y, ssm_state = ssd_step(c, b, u, dt * -torch.exp(full_precision(self.A_log)), state.ssm, beta_t=dt)
         return self._output(y, u, z), SSMState(conv_state, ssm_state)
 
     @classmethod

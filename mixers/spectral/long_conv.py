@@ -44,7 +44,7 @@ def causal_fft_conv(x: Tensor, kernel: Tensor) -> Tensor:
         kernel: (N, C).
     """
     n = fft_length(x.shape[1])
-    spectrum = torch.fft.rfft(x.float(), n, dim=1) * torch.fft.rfft(kernel.float(), n, dim=0)
+    spectrum = torch.fft.rfft(full_precision(x), n, dim=1) * torch.fft.rfft(full_precision(kernel), n, dim=0)
     return torch.fft.irfft(spectrum, n, dim=1)[:, : x.shape[1]].to(x.dtype)
 
 
@@ -110,8 +110,8 @@ class _LongConv(RecurrentMixer):
         past = torch.where((places == state.length[:, None])[..., None], w_t[:, None].to(state.past.dtype), state.past)
         lag = state.length[:, None] - places
         taps = self.kernel(self.l_max, w_t)[lag.clamp_min(0)]
-        taps = torch.where((lag >= 0)[..., None], taps.float(), 0.0)
-        return torch.einsum("blc,blc->bc", taps, past.float()).to(w_t.dtype), past
+        taps = torch.where((lag >= 0)[..., None], full_precision(taps), 0.0)
+        return torch.einsum("blc,blc->bc", taps, full_precision(past)).to(w_t.dtype), past
 
     def init_state(
         self, batch: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None

@@ -63,6 +63,17 @@ def scan_inputs(
     return inputs
 
 
+RESETS = {"strong": -1e4, "infinite": -torch.inf, "spread": -960.0}
+
+
+def with_resets(inputs: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
+    """The inputs with one in eight decays nearly or wholly 0; "spread": anywhere down to exp(-960)."""
+    generator = torch.Generator().manual_seed(1)
+    where, factor = (torch.rand(inputs["g"].shape, generator=generator) for _ in range(2))
+    strong = RESETS[kind] * factor if kind == "spread" else torch.full_like(factor, RESETS[kind])
+    return inputs | {"g": torch.where(where < 0.125, strong, inputs["g"])}
+
+
 def check_golden_scan(
     run, inputs: dict[str, Tensor], golden, outputs: dict[str, str], cotangents: dict[str, str], names: dict[str, str]
 ) -> None:

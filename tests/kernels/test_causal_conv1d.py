@@ -115,7 +115,7 @@ def test_opcheck():
     x, weight, bias, state = (given[k] for k in ("x", "weight", "bias", "initial_state"))
     row = torch.cat([state, x], 1).detach().requires_grad_()
     torch.library.opcheck(eager.forward_op.op, (row, weight.T.detach().contiguous().requires_grad_(), bias, None, True))
-    torch.library.opcheck(triton.forward_op.op, (x, weight, bias, state, None, True))
+    torch.library.opcheck(triton.forward_op.op, (x, weight, bias, state, None, None, True))
     torch.library.opcheck(triton.step_op.op, (x[:, 0].detach(), weight.detach(), bias.detach(), state.detach(), True))
 
 
@@ -146,6 +146,43 @@ def test_steps_equal_the_convolution(backend, taps):
     assert torch.equal(state, last)
 
 
+PADDED = torch.tensor([[-1, -1, 4, 4, 4, 4, 4, -1, 2, 2, -1, -1], [0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1]])
+
+
+@pytest.mark.parametrize("backend", ["reference", "eager", "triton"])
+@pytest.mark.parametrize("taps", [1, 2, 4, 8])
+def test_padding_is_seen_by_nobody(taps, backend):
+    """Tokens of a negative number give 0 and take nothing, whatever they hold; what is between them is as alone."""
+    given = inputs(2, 12, 5, taps)
+    given["x"][0, PADDED[0] < 0] = torch.nan
+    found = run(causal_conv1d, given | {"document_ids": PADDED}, backend=backend, **OPTIONS)
+    y, state = found["output 0"], found["output 1"]
+    assert not y[PADDED < 0].any()
+    assert not state[0].any()
+    for start, end in ((2, 7), (8, 10)):
+        alone = causal_conv1d(given["x"][:1, start:end], given["weight"], given["bias"], activation="silu")
+        assert error(y[:1, start:end], alone) < 1e-6
+    assert not found["gradient of x"][PADDED < 0].any()
+    for name in ("x", "weight", "bias", "initial_state"):
+        assert found[f"gradient of {name}"].isfinite().all()
+    clean = given | {"x": given["x"].nan_to_num(0.0)}
+    again = run(causal_conv1d, clean | {"document_ids": PADDED}, backend="reference", **OPTIONS)
+    assert all(error(found[name], again[name]) < 1e-5 for name in found)
+
+
+@pytest.mark.parametrize("backend", ["reference", "eager", "triton"])
+@pytest.mark.parametrize(("tokens", "taps"), [(1, 4), (4, 2), (5, 3), (2, 4), (3, 1)])
+def test_several_tokens_in_a_step(tokens, taps, backend):
+    given = inputs(2, tokens, 5, taps)
+    rest = given["weight"], given["bias"]
+    y, state = causal_conv1d_step(given["x"], *rest, given["initial_state"], activation="silu", backend=backend)
+    one = given["initial_state"]
+    for t in range(tokens):
+        y_t, one = causal_conv1d_step(given["x"][:, t], *rest, one, activation="silu", backend=backend)
+        assert error(y[:, t], y_t) < 1e-6
+    assert torch.equal(state, one)
+
+
 def test_mistakes_are_explained():
     given = inputs(1, 6, 3, 3)
     with pytest.raises(ConfigError, match=r'"sillu" is not known. Did you mean "silu"\?'):
@@ -160,7 +197,7 @@ def test_mistakes_are_explained():
 MUTANTS = {
     "a mask off by one": ("mask=real & (done < length)", "mask=real & (done < length - 1)"),
     "a missing accumulation": ("        y += term\n", "        y = term\n"),
-    "a wrong stride": ("tl.store(y_ptr + (row * length + t) * channels", "tl.store(y_ptr + (row * length + t) * K"),
+    "a wrong stride": ("tl.store(y_ptr + (origin + t) * channels", "tl.store(y_ptr + (origin + t) * K"),
     "taps in the wrong order": ("w[K - 1 - k] * ds[k]", "w[k] * ds[k]"),
     "a seam that is counted twice": ("        if i < T:", "        if i < T + K:"),
     "a boundary that is ignored": (

@@ -116,7 +116,7 @@ def test_opcheck():
 
     x = scan_inputs("gla", 1, 5, 1, 3, 4)
     leaves = [x[n].requires_grad_() for n in ("q", "k", "v", "g")]
-    torch.library.opcheck(_forward_op.op, (*leaves, 0.5, x["initial_state"].requires_grad_(), None))
+    torch.library.opcheck(_forward_op.op, (*leaves, 0.5, x["initial_state"].requires_grad_(), None, None))
 
 
 @pytest.mark.slow

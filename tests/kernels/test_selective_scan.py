@@ -8,9 +8,10 @@ import pytest
 import torch
 from mixerzoo.errors import ConfigError
 from mixerzoo.kernels import selective_scan, selective_scan_step
-from mixerzoo.tests.kernels.utils import agrees, check_reference, compare, error, mutated, run, skewed
+from mixerzoo.tests.kernels.utils import agrees, check_reference, compare, error, mutated, run, skewed, widen
 from mixerzoo.tests.utils import load_golden, rounding
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 # (batch, length, channels, groups, states)
 TINY = (1, 5, 4, 2, 3)
@@ -246,12 +247,12 @@ def test_opcheck():
     split = (A.unflatten(0, (2, 2)), B, C)
     tokens = (u.unflatten(2, (2, 2)), s.unflatten(2, (2, 2)))
     torch.library.opcheck(
-        eager.forward_op.op, (*tokens, bias, True, *split, skip, initial.unflatten(1, (2, 2)), starts)
+        eager.forward_op.op, (*tokens, bias, True, *split, skip, initial.unflatten(1, (2, 2)), starts, None)
     )
-    torch.library.opcheck(eager.forward_op.op, (*tokens, None, False, *split, None, None, None))
+    torch.library.opcheck(eager.forward_op.op, (*tokens, None, False, *split, None, None, None, None))
     torch.library.opcheck(
         triton.forward_op.op,
-        (u, s, A, B, C, given["D"], given["z"], given["delta_bias"], initial, starts, True, True),
+        (u, s, A, B, C, given["D"], given["z"], given["delta_bias"], initial, starts, None, True, True),
     )
     step = (u[:, 0], s[:, 0], A, B[:, 0], C[:, 0], given["D"], initial, None, None, False)
     torch.library.opcheck(triton_step.step_op.op, tuple(x.detach() if isinstance(x, Tensor) else x for x in step))
@@ -312,6 +313,30 @@ def test_small_steps_keep_their_digits():
     assert math.isclose(math.log1p(math.exp(-9)), 1.2340e-4, rel_tol=1e-3)
 
 
+@pytest.mark.parametrize("backend", ["eager", "triton"])
+def test_no_zeros_for_a_final_state_that_nobody_uses(backend):
+    """Its gradient is as large as the state; without one the backward pass gets none."""
+    given: list[bool] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.name() == f"mixerzoo::selective_scan_{backend}_backward":
+                names = [argument.name for argument in func._schema.arguments]
+                given.append(args[names.index("dfinal")] is not None)
+            return func(*args, **kwargs or {})
+
+    x = inputs((2, 9, 4, 2, 3), documents=True)
+    for final in (False, True):
+        leaves = {n: t.clone().requires_grad_() if t.is_floating_point() else t for n, t in x.items()}
+        y, state = selective_scan(**leaves, **OPTIONS, backend=backend)
+        with Watch():
+            (y.sum() + state.sum() if final else y.sum()).backward()
+    assert given == [False, True]
+    exact = run(lambda **kw: selective_scan(**kw)[0], widen(x), backend="reference", **OPTIONS)
+    ours = run(lambda **kw: selective_scan(**kw)[0], x, backend=backend, **OPTIONS)
+    assert all(error(ours[name], exact[name]) < 1e-5 for name in exact)
+
+
 def test_mistakes_are_explained():
     given = inputs(TINY)
     with pytest.raises(ConfigError, match=r"delta has shape \(1, 4, 4\); expected \(1, 5, 4\)"):
@@ -323,7 +348,7 @@ def test_mistakes_are_explained():
 
 
 MUTANTS = {
-    "a wrong stride": ("(row * length + t) * channels + d, channels, y", "(row * length + t) * N + d, channels, y"),
+    "a wrong stride": ("(origin + t) * channels + d, channels, y", "(origin + t) * N + d, channels, y"),
     "a missing accumulation": ("dA[1:] + (dA[0] + dA_n,)", "dA[1:] + (dA_n,)"),
     "a mask off by one": ("group * width + inside, inside < width", "group * width + inside, inside < width - 1"),
     "a scan that forgets a decay": ("a_next * b + b_next", "b + b_next"),
@@ -340,7 +365,7 @@ MUTANTS = {
 def test_broken_kernels_are_caught(mutant, tmp_path):
     old, new = MUTANTS[mutant]
     given = inputs((1, 70, 36, 1, 2), documents=True)
-    with mutated("selective_scan", old, new, tmp_path, files=("triton_tiles", "triton")):
+    with mutated("selective_scan", old, new, tmp_path, files=("triton_tiles", "triton_kernels", "triton")):
         assert not agrees(lambda: compare(selective_scan, given, "triton", **OPTIONS))
 
 

@@ -54,6 +54,21 @@ def test_normalised_linear_attention_is_a_weighted_mean():
     checks.close(mixer(x), expected, 1e-5)
 
 
+def test_float16_holds_the_sums_of_long_sequences():
+    """After some thousand tokens the sum of the keys is beyond 65504, the weighted mean is not."""
+    torch.manual_seed(0)
+    mixer = LinearAttention(64, head_dim=64).half()
+    x = torch.randn(1, 12000, 64, dtype=torch.float16)
+    with torch.no_grad():
+        y = mixer(x)
+        y_t, _ = mixer.step(x[:, -1], mixer.prefill(x[:, :-1])[1])
+        exact = mixer.double()(x.double())
+    assert y.dtype == y_t.dtype == torch.float16
+    errors = (y.double() - exact).abs().amax(-1) / exact.abs().amax(-1)
+    assert errors.max() < 2e-3
+    assert (y_t.double() - exact[:, -1]).abs().max() < 2e-3 * exact[:, -1].abs().max()
+
+
 def test_retention_is_a_decayed_sum():
     """Against the N x N form with D_ij = gamma ** (i - j)."""
     mixer = checks.perturb(LinearAttention(16, head_dim=8, decay="retention", feature_map="identity", normalize=False))

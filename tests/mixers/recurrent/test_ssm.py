@@ -14,6 +14,7 @@ from mixerzoo.mixers.state import state_bytes
 from mixerzoo.tests.mixers import sequence_checks as checks
 from mixerzoo.tests.utils import load_golden, relative_error
 from mixerzoo.training.cost import measure_activation_bytes
+from torch import Tensor
 
 
 def from_mamba1(kwargs):
@@ -114,6 +115,40 @@ def test_mamba2_initial_values():
 def test_state_size():
     assert state_bytes(Mamba(32).init_state(2)) == 2 * (64 * 16 * 4 + 3 * 64 * 4)
     assert state_bytes(Mamba2(32, d_state=16).init_state(2)) == 2 * (64 * 16 * 4 + 3 * (64 + 32) * 4)
+
+
+def test_steps_of_60():
+    """dt A down to -960 a token: scan and steps read what one token has written to the last digits of float32.
+
+    Both before the norm. It divides by what a token reads, which nearly cancels for some of them, and so shows 1e-4.
+    """
+    torch.manual_seed(0)
+    mixer = create_mixer("mamba2", 64, causal=True)
+    read: list[Tensor] = []
+    mixer.norm.register_forward_pre_hook(lambda _, args: read.append(args[0]))
+    with torch.no_grad():
+        mixer.dt_bias.fill_(60.0)
+        x, state = torch.randn(2, 100, 64), mixer.init_state(2)
+        mixer(x)
+        for t in range(100):
+            _, state = mixer.step(x[:, t], state)
+        mixer.double()(x.double())
+    scan, steps, exact = read[0], torch.stack(read[1:-1], 1).view_as(read[0]), read[-1]
+    assert relative_error(scan, exact) < 2e-6
+    assert relative_error(steps, exact) < 2e-6
+
+
+def test_mamba2_keeps_its_digits():
+    """Decays of 1 to 24 as transformers draws them, 400 tokens: sums of logarithms near -1000 within a chunk."""
+    torch.manual_seed(0)
+    mixer = Mamba2(64, head_dim=16, d_state=32)
+    with torch.no_grad():
+        mixer.A_log.copy_(torch.linspace(1, 24, 8).log())
+        mixer.dt_bias.fill_(1.0)
+        x = torch.randn(1, 400, 64)
+        y = mixer(x)
+        exact = mixer.double()(x.double())
+    assert relative_error(y, exact) < 2e-6
 
 
 def test_half_precision_keeps_the_state_in_float32():
