@@ -1,5 +1,6 @@
 # make train   set up .venv if needed and train the default model on real data (about a minute on a CPU)
 # make test    set up .venv if needed and run the tests (no GPU needed)
+# make test-oldest  the tests under the lowest versions that pyproject.toml allows, in an environment of their own
 # make lint    ruff and pyright
 # make gpu     everything that we want to know from a GPU, in seven minutes (ARGS=--rehearse without one)
 # make build-all  every kernel for every chip that Triton knows, under its oldest and its newest version (an hour)
@@ -13,7 +14,9 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 ARGS ?=
 
-.PHONY: train test test-slow lint gpu build-all docs bench clean
+OLDEST := $(VENV)-oldest
+
+.PHONY: train test test-slow test-oldest lint gpu build-all docs bench clean
 .DELETE_ON_ERROR:
 
 # One environment, reused while the two packaging files stay as they are.
@@ -42,6 +45,17 @@ test: $(VENV)/.test
 test-slow: $(VENV)/.test $(VENV)/.docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m slow $(ARGS)
 
+# The lowest versions of what we ask for by name; pip finds what these need.
+$(OLDEST)/.test: pyproject.toml setup.py tools/oldest.py
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install -q --upgrade pip
+	$(OLDEST)/bin/python tools/oldest.py > $(OLDEST)/lowest.txt
+	$(OLDEST)/bin/python -m pip install -q -c $(OLDEST)/lowest.txt -e '.[test]'
+	@touch $@
+
+test-oldest: $(OLDEST)/.test
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -67,5 +81,5 @@ bench: $(VENV)/.test
 	$(BIN)/python -m mixerzoo.benchmarks.sequence
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

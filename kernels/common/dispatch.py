@@ -82,9 +82,10 @@ class Op:
         if self.empty is not None and any(t.numel() == 0 for t in _numbers(arguments)):
             chosen = self.empty
         module = {"triton": self.triton, "eager": self.eager}.get(chosen, chosen)
-        path = f"{self.package}.{module}"
-        _import(path)
-        return getattr(sys.modules[path], f"{self.name}_{module.partition('_')[0]}")(*arguments)
+        _import(f"{self.package}.{module}")
+        # not by its own name in `sys.modules`: the compiler of PyTorch 2.10 only sees what was there when it began
+        found = getattr(sys.modules[self.package], module)
+        return getattr(found, f"{self.name}_{module.partition('_')[0]}")(*arguments)
 
     def choose(self, backend: str, *arguments: Any) -> str:
         """Which backend runs for these arguments."""
@@ -258,16 +259,20 @@ def _old_chip(index: int | None) -> str | None:
     return f"{torch.cuda.get_device_name(index)} has compute capability {have}, Triton's kernels need {need}"
 
 
+def is_exporting() -> bool:
+    """Whether `torch.export` records. PyTorch's function of this name is always true in what 2.10 compiles."""
+    return torch.compiler._is_exporting_flag
+
+
 def wants_plain() -> bool:
     """Whether what is called now must consist of PyTorch's own calls, which others look into.
 
     So it is in `torch.export` and tracing, whose results run where nobody knows our operators, in the transforms of
     `torch.func`, and in forward-mode differentiation: PyTorch passes over an operator without tangents, silently.
     """
-    if torch.compiler.is_exporting():
-        return True
     return (
-        torch.jit.is_tracing()
+        is_exporting()
+        or torch.jit.is_tracing()
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0  # of `torch.autograd.forward_ad.dual_level`; -1 outside
     )
@@ -298,7 +303,7 @@ def check_shapes(op: str, **arguments: tuple[str, Tensor | None]) -> dict[str, i
             place = next(i for i, letter in enumerate(letters) if letter[0] == "*")
             if grid is None:
                 grid = [f"{letters[place]}{i}" for i in range(len(given) - len(letters) + 1)]
-            letters[place : place + 1] = grid
+            letters = [*letters[:place], *grid, *letters[place + 1 :]]
         fits, new = len(letters) == len(given), {}
         for letter, size in zip(letters, given, strict=False):
             want = _expected(letter, sizes)

@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .dispatch import wants_plain
+from .dispatch import is_exporting, wants_plain
 
 _namespace = "mixerzoo"
 
@@ -114,7 +114,7 @@ def register_op(
         if wants_plain():
             if plain is not None:
                 return plain(*args)
-            if not torch.compiler.is_exporting() and not torch.jit.is_tracing():
+            if not is_exporting() and not torch.jit.is_tracing():
                 raise NotImplementedError(
                     f"{full} has no forward-mode derivative and no rule for torch.func; call its op with "
                     'backend="reference".'

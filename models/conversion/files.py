@@ -55,10 +55,10 @@ _INSERTED = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpo
 
 def _numpy_types() -> list[Any]:
     """What a pickled number or array of numpy names, of its versions 1 and 2."""
-    scalar, reconstruct = np._core.multiarray.scalar, np._core.multiarray._reconstruct  # type: ignore[attr-defined]
+    functions = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.zeros(0).__reduce__()[0]}
     kinds = {type(np.dtype(code)) for code in np.typecodes["All"]}
-    names = [(scalar, "numpy.core.multiarray.scalar"), (reconstruct, "numpy.core.multiarray._reconstruct")]
-    return [scalar, reconstruct, *names, np.dtype, np.ndarray, *kinds]
+    names = [(f, f"numpy.{core}.multiarray.{name}") for name, f in functions.items() for core in ("core", "_core")]
+    return [*names, np.dtype, np.ndarray, *kinds]
 
 
 def _plain_types() -> list[Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from mixerzoo.kernels.common.discovery import find_ops
+from mixerzoo.kernels.common.dispatch import wants_plain
 from mixerzoo.kernels.selftest.case import Draw
 from mixerzoo.kernels.selftest.comparison import error, is_float, widen
 from torch import Tensor
@@ -130,3 +131,10 @@ def test_traced_and_exported_without_our_operators(op):
     wanted = function(*x)
     for module in (traced, exported.module()):
         assert error(module(*x), wanted) < 2e-5
+
+
+def test_compiled_code_keeps_the_operators():
+    """PyTorch 2.10 says of everything that it compiles that it exports it: kernels would be left out, silently."""
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: (x + 1, wants_plain()), fullgraph=True, backend="eager")
+    assert compiled(torch.zeros(2))[1] is False

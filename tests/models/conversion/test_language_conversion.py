@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 
 import pytest
@@ -12,8 +13,11 @@ from mixerzoo.models.conversion.language import _convert_mamba
 from mixerzoo.models.interop.huggingface import MixerZooForCausalLM  # hides the folder `kernels` from transformers
 from mixerzoo.tests.utils import load_golden, relative_error
 from safetensors.torch import save_file
+from transformers.models.mamba2.modeling_mamba2 import MambaRMSNormGated
 
 RMS = {"name": "rms_norm", "eps": 1e-5}
+# Transformers' first versions 5 norm Mamba-2 over all channels, not over each group as published: one group is right.
+GROUPS = 2 if "group_size" in inspect.signature(MambaRMSNormGated).parameters else 1
 
 
 def mamba_config(kwargs, name):
@@ -83,9 +87,9 @@ def test_transformers_decoders(kind, tied, tmp_path):
         config["mixer"] = {"name": "mamba", "d_state": 8}
     elif kind == "mamba2":
         official = transformers.Mamba2ForCausalLM(
-            transformers.Mamba2Config(**sizes, num_heads=4, head_dim=16, n_groups=2, state_size=8, chunk_size=8)
+            transformers.Mamba2Config(**sizes, num_heads=4, head_dim=16, n_groups=GROUPS, state_size=8, chunk_size=8)
         )
-        config["mixer"] = {"name": "mamba2", "d_state": 8, "head_dim": 16, "ngroups": 2}
+        config["mixer"] = {"name": "mamba2", "d_state": 8, "head_dim": 16, "ngroups": GROUPS}
     else:
         official = transformers.LlamaForCausalLM(
             transformers.LlamaConfig(
@@ -172,12 +176,12 @@ OUR_LLAMA = {
     "channel_mixer": {"name": "gated_mlp", "hidden": 48}, "tie_embeddings": False,
 }  # fmt: skip
 MAMBA2 = {
-    "vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_heads": 4, "head_dim": 16, "n_groups": 2,
+    "vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_heads": 4, "head_dim": 16, "n_groups": GROUPS,
     "state_size": 8, "chunk_size": 8, "tie_word_embeddings": True,
 }  # fmt: skip
 OUR_MAMBA2 = {
     "backbone": "language", "vocab_size": 40, "dim": 32, "depth": 2, "norm": RMS,
-    "mixer": {"name": "mamba2", "d_state": 8, "head_dim": 16, "ngroups": 2},
+    "mixer": {"name": "mamba2", "d_state": 8, "head_dim": 16, "ngroups": GROUPS},
 }  # fmt: skip
 MAMBA = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "tie_word_embeddings": True}
 OUR_MAMBA = {**OUR_MAMBA2, "mixer": {"name": "mamba", "d_state": 8}}
@@ -237,7 +241,7 @@ DISAGREEMENTS = [
     ("Mamba2", {"layer_norm_epsilon": 1e-3}, {}, r"norm\.eps is 0.001 there.*mixer\.norm_eps is 0.001 there"),
     ("Mamba2", {"time_step_limit": (0.0, 0.05)}, {}, r"mixer\.dt_limit is \(0.0, 0.05\) there, \(0.0, inf\)"),
     ("Mamba2", {"num_heads": 8, "head_dim": 8}, {}, r"mixer\.head_dim is 8 there, 16 in the model"),
-    ("Mamba2", {"n_groups": 1}, {}, r"mixer\.ngroups is 1 there, 2 in the model"),
+    ("Mamba2", {"n_groups": 4}, {}, rf"mixer\.ngroups is 4 there, {GROUPS} in the model"),
     ("Mamba", {"layer_norm_epsilon": 1e-3}, {}, r"norm\.eps is 0.001 there, 1e-05 in the model"),
     ("Mamba", {"hidden_act": "gelu"}, {}, "the activation is 'gelu' there, 'silu' in the model"),
     ("FNet", {"layer_norm_eps": 1e-5}, {}, r"norm\.eps is 1e-05 there, 1e-12 in the model"),
