@@ -42,6 +42,8 @@ class PyramidConfig:
         res_scale: initial scale of the identity paths, per stage; None for no scale.
         stem: what makes the first grid from the image.
         downsample: what stands before stages 2, 3, ...: one for all or a list; None keeps grid and width.
+        output_stride: pixels of the image per token of the last stage, at most: later downsampling keeps the grid, with
+            the same parameters. None for as many as the downsampling makes.
         shortcut: paths that lead the inputs of stages past them; None for none.
         fusion: what joins the result of a stage's blocks with what entered them, per stage; None for nothing.
         average_layers: the input of every layer is a learned weighted sum of the outputs of all earlier ones of its
@@ -65,6 +67,7 @@ class PyramidConfig:
     res_scale: Fraction | list[Fraction | None] | None = None
     stem: Any = "conv"
     downsample: Any = None
+    output_stride: Size | None = None
     shortcut: Any = None
     fusion: Any = None
     average_layers: bool = False
@@ -95,6 +98,12 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.fusion = fusion
         self.average = average
+
+
+def _keep_grid(downsample: Any) -> None:
+    if not hasattr(downsample, "without_stride"):
+        raise OptionError("output_stride", f"the downsampling {type(downsample).__name__} cannot keep the grid.")
+    downsample.without_stride(key="output_stride")
 
 
 @BACKBONES.register("pyramid")
@@ -131,6 +140,8 @@ class Pyramid(VisionBackbone):
             downsample = None
             if downsamples[i] is not None:
                 downsample = STEMS.build(downsamples[i], width, dim, key="downsample")
+                if config.output_stride is not None and reduction * downsample.stride > config.output_stride:
+                    _keep_grid(downsample)
                 grid = downsample.out_size((grid[0], grid[1]), key="image_size")
                 reduction *= downsample.stride
             elif dim != width:
@@ -147,6 +158,10 @@ class Pyramid(VisionBackbone):
             self.stages.append(Stage(downsample, blocks, fusion, average))
             self.feature_info.append({"num_chs": dim, "reduction": reduction, "module": f"stages.{i}"})
             width = dim
+        if config.output_stride not in (None, reduction):
+            raise OptionError(
+                "output_stride", f"{config.output_stride} is not reached; this model can have {self._strides()}."
+            )
         self.shortcut = None
         if config.shortcut is not None:
             self.shortcut = SHORTCUTS.build(config.shortcut, list(config.dims), key="shortcut")
@@ -154,6 +169,10 @@ class Pyramid(VisionBackbone):
         self.head = HEADS.build(config.head, width, config.num_classes, key="head", **filled_in)
         self.num_features, self.head_hidden_size = width, self.head.dim
         self.init_weights()
+
+    def _strides(self) -> str:
+        """The strides that stages have, for messages."""
+        return ", ".join(sorted({str(info["reduction"]) for info in self.feature_info}, key=int))
 
     def embed(self, x: Tensor) -> Tensor:
         if self.config.frames is not None:

@@ -7,7 +7,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, get_pretrained_cfg, is_model, register_model
+from timm.models import (
+    FeatureGraphNet,
+    build_model_with_cfg,
+    generate_default_cfgs,
+    get_pretrained_cfg,
+    is_model,
+    register_model,
+)
 from torch import nn
 
 from ...errors import ConfigError
@@ -30,7 +37,7 @@ _DATA: dict[str, dict[str, Any]] = {
     "identityformer": {"crop_pct": 1.0},
     "randformer": {"crop_pct": 1.0},
     "ninformer_cifar": {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616), "crop_pct": 1.0},
-    "metaformer_digits": {"mean": (0.3053,), "std": (0.3758,), "crop_pct": 1.0},
+    "metaformer_digits": {"mean": (0.3054,), "std": (0.3759,), "crop_pct": 1.0},
     "metaformer_fashion": {"mean": (0.2860,), "std": (0.3530,), "crop_pct": 1.0},
 }
 _USUAL = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bicubic", "crop_pct": 0.875}
@@ -90,16 +97,36 @@ def _measured(name: str) -> dict[str, Any]:
     assert isinstance(model, VisionBackbone)
     size = check_image_size(model.config.image_size, key="image_size")
     grid = model.grid if isinstance(model, Isotropic) else model.mixers_with_grids(size)[-1][1]
-    return {"pool_size": tuple(grid[-2:]), "first_conv": first_layer(model)}
+    layers = first_layers(model)
+    return {"pool_size": tuple(grid[-2:]), "first_conv": layers[0] if len(layers) == 1 else layers}
 
 
-def first_layer(model: nn.Module) -> str | None:
-    """The layer of the stem that reads the images: the first one whose weight has their channels as its second axis."""
+def first_layers(model: nn.Module) -> tuple[str, ...]:
+    """The layers of the stem that read the images: the first one with a matrix, and its neighbours in a list."""
     for name, module in model.stem.named_modules(prefix="stem"):  # type: ignore[union-attr]
         weight = getattr(module, "weight", None)
         if isinstance(weight, torch.Tensor) and weight.ndim > 1:
-            return name
-    return None
+            parent = name.rpartition(".")[0]
+            beside = model.get_submodule(parent)
+            several = isinstance(beside, nn.ModuleList)  # of patches of several sizes
+            return tuple(f"{parent}.{key}" for key, _ in beside.named_children()) if several else (name,)
+    return ()
+
+
+class GraphFeatures(FeatureGraphNet):
+    """timm's features by `torch.fx`, whose maps have their channels last, as maps `(B, C, H, W)`.
+
+    Raises:
+        ConfigError: a model with a class token, whose stages give sequences.
+    """
+
+    def __init__(self, model: nn.Module, *args: Any, **options: Any) -> None:
+        if getattr(model, "class_token", None) is not None:
+            raise ConfigError('feature_cls: "fx" does not fit models with a class token. Allowed: getter.')
+        super().__init__(model, *args, **options)
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [y.movedim(-1, 1) for y in self.graph_module(x).values()]
 
 
 def _build(name: str, **options: Any) -> nn.Module:
@@ -159,6 +186,8 @@ def timm_model(
     kind = options.get("feature_cls", "getter")
     if options.get("features_only") and isinstance(kind, str) and kind.lower() not in ("getter", "fx"):
         raise ConfigError(f'feature_cls: "{kind}" does not fit models with the channels last. Allowed: fx, getter.')
+    if isinstance(kind, str) and kind.lower() == "fx":
+        options["feature_cls"] = GraphFeatures
     stages = len(on_meta(name).stages) if options.get("features_only") and "out_indices" not in options else 4  # type: ignore[arg-type]
     features = {"feature_cls": "getter", "out_indices": tuple(range(-min(4, stages), 0))}
     model = build_model_with_cfg(

@@ -64,6 +64,21 @@ class ConvStem(nn.Module):
             x = self.norm(x)
         return x
 
+    def without_stride(self, *, key: str) -> None:
+        """Keep the grid from now on, with the same parameters.
+
+        Raises:
+            ConfigError: a kernel of even size, or padding by another number than half of it: no grid is kept by these.
+        """
+        kernel, padding = self.conv.kernel_size[0], self.conv.padding[0]
+        if kernel % 2 == 0 or padding != kernel // 2:
+            raise OptionError(
+                key,
+                f"the downsampling by a convolution of {kernel} with padding {padding} cannot keep the grid; "
+                "an odd kernel with half of it as padding can.",
+            )
+        self.conv.stride, self.stride = (1, 1), 1
+
     def out_size(self, size: tuple[int, int], *, key: str = "image_size") -> tuple[int, int]:
         """The grid that comes out for a grid that goes in.
 

@@ -14,6 +14,7 @@ from mixerzoo.mixers import Mixer
 from mixerzoo.models import build_model, model_config, save_model
 from mixerzoo.models.create import on_meta
 from mixerzoo.models.registry import apply_overrides
+from mixerzoo.tasks import create_task
 from safetensors.torch import save_file
 from torch import nn
 
@@ -184,11 +185,10 @@ def test_cfg_of_every_model(name: str) -> None:
     assert cfg["num_classes"] == model.num_classes
     if model.num_classes and hasattr(model.head, "fc"):
         assert f"{cfg['classifier']}.weight" in keys
-    if cfg["first_conv"] is not None:
-        layer = model.get_submodule(cfg["first_conv"])
-        assert layer.weight.shape[1] == model.in_chans
-    else:
-        assert name.startswith("raftmlp")  # its patches of several sizes are weights of one module
+    first = cfg["first_conv"]
+    assert isinstance(first, str) != name.startswith("raftmlp")  # which has patches of several sizes
+    for layer in [first] if isinstance(first, str) else first:
+        assert model.get_submodule(layer).weight.shape[1] == model.in_chans
     last = model.feature_info[-1]["reduction"]
     assert cfg["pool_size"] == tuple(-(-s // last) for s in cfg["input_size"][-2:])
     assert cfg["fixed_input_size"] == any(type(m).needs_grid for m in model.modules() if isinstance(m, Mixer))
@@ -225,7 +225,7 @@ def test_models_saved_by_timm_come_back(tmp_path: Path) -> None:
     torch.testing.assert_close(again(x), model(x))
 
 
-@pytest.mark.parametrize("kind", [None, "getter"])
+@pytest.mark.parametrize("kind", [None, "getter", "fx"])
 def test_wrappers_of_features_keep_the_cfg(kind: str | None) -> None:
     options = {} if kind is None else {"feature_cls": kind}
     model = timm.create_model("mixerzoo_caformer_s18", features_only=True, out_indices=(1, 3), **options).eval()
@@ -311,3 +311,46 @@ def test_classifier_of_another_number_of_classes(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="5 classes, the model 9"):
         model = create_model(tiny("poolformer"), num_classes=9, checkpoint=tmp_path / "m.safetensors")
     assert model(torch.randn(1, 3, 64, 64)).shape == (1, 9)
+
+
+@pytest.mark.parametrize(("model", "task"), [("metaformer_digits", "digits"), ("metaformer_fashion", "fashion_mnist")])
+def test_data_settings_are_those_of_the_images(model: str, task: str) -> None:
+    """Mean and deviation of the training split, in numbers from 0 to 1."""
+    images: Any = create_task(task)
+    try:
+        images.open()
+    except ConfigError as missing:  # Fashion-MNIST is neither here nor to be downloaded
+        pytest.skip(str(missing))
+    counted, cfg = images.preprocessing(), timm.get_pretrained_cfg(f"mixerzoo_{model}")
+    assert cfg is not None
+    assert cfg.mean == pytest.approx([m / 255 for m in counted.mean], abs=5e-5)
+    assert cfg.std == pytest.approx([s / 255 for s in counted.std], abs=5e-5)
+
+
+@pytest.mark.parametrize("name", ["poolformer_s12", "caformer_s18", "vmamba_tiny"])
+@pytest.mark.parametrize("stride", [8, 16, 32])
+def test_output_stride(name: str, stride: int) -> None:
+    """Later stages keep the grid; the parameters are the same, and stages before are not touched."""
+    small = {"depths": [1] * 4, "dims": [8, 16, 16, 24], "drop_path_rate": 0.0}
+    plain = timm.create_model(f"mixerzoo_{name}", features_only=True, **small).eval()
+    model = timm.create_model(f"mixerzoo_{name}", features_only=True, output_stride=stride, **small).eval()
+    model.load_state_dict(plain.state_dict())
+    strides = [min(s, stride) for s in (4, 8, 16, 32)]
+    assert model.feature_info.reduction() == strides
+    x = torch.randn(1, 3, 96, 64)
+    maps, before = model(x), plain(x)
+    assert [tuple(m.shape[2:]) for m in maps] == [(96 // s, 64 // s) for s in strides]
+    for m, b, s in zip(maps, before, (4, 8, 16, 32), strict=True):
+        if s <= stride:
+            torch.testing.assert_close(m, b)
+
+
+def test_output_stride_is_refused_where_it_does_not_fit() -> None:
+    with pytest.raises(ConfigError, match=r"output_stride.*convolution of 2 with padding 0 cannot keep the grid"):
+        create_model("vim2_tiny", output_stride=16)
+    with pytest.raises(ConfigError, match=r"output_stride.*cannot keep the grid"):
+        create_model("raftmlp_s", output_stride=16)
+    with pytest.raises(ConfigError, match=r"output_stride.*12 is not reached; this model can have 4, 8"):
+        create_model("poolformer_s12", output_stride=12)
+    with pytest.raises(TypeError, match="output_stride"):
+        timm.create_model("mixerzoo_vit_tiny_patch16", output_stride=8)
