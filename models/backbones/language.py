@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import ConfigError
+from ...kernels.common.dispatch import wants_plain
 from ...mixers import mixer_options
 from ...mixers.positions import positions_in_segment, segments
 from ...mixers.registry import check_mixer
@@ -198,7 +199,8 @@ class Language(nn.Module):
             positions = (mask.long().cumsum(1) - 1).clamp_min(0) + start
         else:
             positions = torch.arange(length, device=like.device)[None] + start
-        if not torch.compiler.is_compiling() and like.device.type == "cpu" and int(positions.max()) >= table:
+        known = not (torch.compiler.is_compiling() or wants_plain())
+        if known and like.device.type == "cpu" and int(positions.max()) >= table:
             raise ConfigError(
                 f"input_ids: position {int(positions.max())} is beyond the {table} learned positions "
                 "(model.sequence_length)."

@@ -232,7 +232,7 @@ class VisionBackbone(nn.Module):
             self.head.norm = None
         self.head.reset(num_classes)
         init_weights(self.head, self.config.init_std)
-        self.head.to(device=like.device, dtype=like.dtype)
+        self.head.to(device=like.device, dtype=like.dtype).train(self.training)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks in backward: less memory for about a third more time."""

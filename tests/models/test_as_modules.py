@@ -139,6 +139,29 @@ def test_functional_transforms(name: str) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("name", [*VISION, *LANGUAGE])
+def test_gradients_of_each_sample(name: str) -> None:
+    """`vmap(grad)` over samples is a loop over them."""
+    if name in LANGUAGE:
+        torch.manual_seed(0)
+        model: Any = create_model(name, depth=1, dim=16, vocab_size=11).double().eval()
+        x = torch.randint(0, 11, (2, 5))
+    else:
+        model, x = small(name).double(), images(2, torch.float64)
+    given = {k: p.detach() for k, p in model.named_parameters() if p.requires_grad}
+
+    def loss(parameters: dict[str, Tensor], sample: Tensor) -> Tensor:
+        return torch.func.functional_call(model, parameters, (sample[None],)).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(given, x)
+    for i, sample in enumerate(x):
+        model.zero_grad()
+        model(sample[None]).square().sum().backward()
+        for key, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                torch.testing.assert_close(each[key][i], parameter.grad, rtol=1e-6, atol=1e-8)
+
+
 @pytest.mark.parametrize("name", VISION)
 def test_traced(name: str) -> None:
     model, x = small(name), images()
