@@ -22,9 +22,9 @@ def lowest(project: dict) -> list[str]:
     found: dict[str, str] = {}
     for line in [*project["dependencies"], *chain.from_iterable(project["optional-dependencies"].values())]:
         requirement = line.partition(";")[0].replace(" ", "")
-        match = re.match(r"([\w.-]+)(?:\[.*\])?>=([\w.]+)", requirement)
+        match = re.match(r"([\w.-]+)(?:\[.*\])?[>=]=([\w.]+)", requirement)
         if match is None:
-            raise ValueError(f"{line!r} in pyproject.toml has no lower bound: name>=version")
+            raise ValueError(f"{line!r} in pyproject.toml has no lower bound: name>=version, or ==")
         name, version = match.groups()
         if found.setdefault(name, version) != version:
             raise ValueError(f"{name} has the lower bounds {found[name]} and {version} in pyproject.toml")

@@ -12,9 +12,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_lowest_versions() -> None:
-    extras = {"a": ["third >=2; python_version > '3'", "ruff>=1"], "b": ["first>=1.2"]}
+    extras = {"a": ["third >=2; python_version > '3'", "ruff>=1"], "b": ["first>=1.2", "pinned==3.1"]}
     assert lowest({"dependencies": ["first>=1.2,<2", "se-cond[x]>=0.3"], "optional-dependencies": extras}) == [
-        "first==1.2", "se-cond==0.3", "third==2"
+        "first==1.2", "pinned==3.1", "se-cond==0.3", "third==2"
     ]  # fmt: skip
     with pytest.raises(ValueError, match=r"'open' .*no lower bound"):
         lowest({"dependencies": ["open"], "optional-dependencies": {}})
