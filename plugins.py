@@ -16,6 +16,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import json
 import os
 import pkgutil
@@ -35,6 +36,8 @@ ENTRY_POINTS = "mixerzoo.plugins"
 # Files that are plugins become modules of these names, which no other module can have.
 _PREFIX = "mixerzoo_plugin_"
 _OURS = __name__.rpartition(".")[0]
+# Where parts of ours register themselves.
+_ROOMS = ("mixers", "models.parts", "models.conversion", "tasks", "training.schedules")
 
 
 @dataclass(frozen=True)
@@ -105,31 +108,36 @@ def import_all(package: str) -> None:
         importlib.import_module(module.name)
 
 
-_found = False
-
-
 def discover(package: str) -> None:
     """Import every module below a package, and the plugins that the environment and installed packages name.
 
     Raises:
         ConfigError: a plugin that cannot be loaded.
     """
-    global _found
     import_all(package)
-    if not _found:
-        _found = True  # before: a plugin may ask for parts itself
-        try:
-            _load_outside()
-        except ConfigError:
-            _found = False
-            raise
+    load_outside()
 
 
-def _load_outside() -> None:
-    """The plugins that the environment and installed packages name."""
-    load_plugins(os.environ.get(ENVIRONMENT, "").split(","))
-    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
-        load_plugins([entry.value.partition(":")[0]])
+_found = False
+
+
+def load_outside() -> None:
+    """Load, once, the plugins that the environment and installed packages name.
+
+    Raises:
+        ConfigError: one that cannot be loaded.
+    """
+    global _found
+    if _found:
+        return
+    _found = True  # before: a plugin may ask for parts itself
+    try:
+        load_plugins(os.environ.get(ENVIRONMENT, "").split(","))
+        for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
+            load_plugins([entry.value.partition(":")[0]])
+    except ConfigError:
+        _found = False
+        raise
 
 
 def load_plugins(specs: Iterable[str], *, key: str = "plugins") -> list[Plugin]:
@@ -146,20 +154,28 @@ def load_plugins(specs: Iterable[str], *, key: str = "plugins") -> list[Plugin]:
     for spec in (text.strip() for text in specs):
         if not spec:
             continue
-        path = Path(spec).expanduser()
-        is_path = path.suffix == ".py" or path.is_dir() or "/" in spec
-        full = str(path.resolve()) if is_path else spec
+        full = _full(spec)
+        is_path = full != spec or Path(spec).is_absolute()
         if full not in PLUGINS:
+            for room in _ROOMS:  # a name that is ours is ours whoever comes first
+                import_all(f"{_OURS}.{room}")
             before = len(PARTS), {id(part.value) for part in PARTS}
             plugin = _from_path(Path(full), key=key) if is_path else _from_module(spec, key=key)
             if not plugin.configs and all(id(part.value) in before[1] for part in PARTS):
-                raise ConfigError(f"{key}: {spec} registers no part.{_unnamed(plugin)}")
+                raise ConfigError(f"{key}: {_unnamed(plugin)}")
             plugin.read()
             PLUGINS[full] = plugin
-            said = [s for s in os.environ.get(ENVIRONMENT, "").split(",") if s]
+            said = [_full(s) for s in os.environ.get(ENVIRONMENT, "").split(",") if s]  # wherever a child runs
             os.environ[ENVIRONMENT] = ",".join(dict.fromkeys([*said, full]))
         loaded.append(PLUGINS[full])
     return loaded
+
+
+def _full(spec: str) -> str:
+    """An absolute path where a file or folder is meant; the name of a module as it is."""
+    path = Path(spec.strip()).expanduser()
+    is_path = path.suffix == ".py" or path.is_dir() or "/" in spec
+    return str(path.resolve()) if is_path else spec.strip()
 
 
 def config_files(group: str) -> dict[str, Path]:
@@ -238,6 +254,8 @@ def _fault(error: Exception, root: Path, *, key: str) -> ConfigError:
     what = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
     if isinstance(error, ImportError) and "relative import" in what:
         what += "; a plugin that is one file imports its neighbours by their names (import helper)"
+    if isinstance(error, TypeError) and "__init_subclass__() takes no keyword" in what:
+        what += '; a mixer is a class of Mixer: class Mine(Mixer, name="mine"), with from mixerzoo import Mixer'
     return ConfigError(f"{key}: {_short(place.filename)}:{place.lineno}: {' '.join(what.split())}")
 
 
@@ -248,12 +266,14 @@ def _short(path: str) -> str:
 
 
 def _unnamed(plugin: Plugin) -> str:
-    """What may be missing in a plugin without parts."""
+    """What is missing in a plugin without parts."""
     for name in plugin.modules:
         for value in vars(sys.modules[name]).values():
             if isinstance(value, type) and value.__module__ == name and any(hasattr(c, "axes") for c in value.__mro__):
-                return f' Name its class: class {value.__name__}(Mixer, name="{value.__name__.lower()}").'
-    return ' A mixer is a class: class Mine(Mixer, name="mine").'
+                place = f"{_short(str(sys.modules[name].__file__))}:{inspect.getsourcelines(value)[1]}"
+                example = f'class {value.__name__}(Mixer, name="{value.__name__.lower()}")'
+                return f"{place}: this class registers no part. Name it: {example}."
+    return f'{_short(plugin.spec)} registers no part. A mixer is a class: class Mine(Mixer, name="mine").'
 
 
 # -- what a run or a file needs
@@ -273,6 +293,7 @@ def used(names: Collection[str], specs: Iterable[str] = ()) -> list[Code]:
         names: every word of a run's configuration; those that are names of parts from outside count.
         specs: of plugins that count in any case.
     """
+    load_outside()
     parts = [part for part in PARTS if not part.is_ours and part.name in names]
     always = {plugin.spec for plugin in load_plugins(specs)}
     done = []
@@ -330,7 +351,7 @@ def require(plugins: Iterable[Mapping[str, Any]] | None, *, where: object) -> No
     """
     plugins = list(plugins or ())
     if plugins:
-        _load_outside()
+        load_outside()
     for one in plugins:
         parts = _pairs(one)
         there = {(part.kind, part.name) for part in PARTS}
@@ -349,7 +370,7 @@ def require(plugins: Iterable[Mapping[str, Any]] | None, *, where: object) -> No
             warnings.warn(f"{where} was saved with other code of the {said} than is loaded.", stacklevel=4)
 
 
-def load_kept(run: Path) -> None:
+def load_kept(run: Path) -> list[str]:
     """Load the parts from outside that a run used, unless they are there already.
 
     From where they were, if the code there is still the same, else from the copy in the run's folder.
@@ -357,12 +378,16 @@ def load_kept(run: Path) -> None:
     Args:
         run: its folder.
 
+    Returns:
+        What loads them again: paths and names of modules.
+
     Raises:
         ConfigError: a plugin that is gone, or another version of it that is loaded.
     """
     path = run / "plugins" / "plugins.json"
     if not path.is_file():
-        return
+        return []
+    specs: list[str] = []
     try:
         kept_codes = json.loads(path.read_text(encoding="utf-8"))["plugins"]
     except (OSError, ValueError, KeyError) as error:
@@ -370,7 +395,9 @@ def load_kept(run: Path) -> None:
     for code in kept_codes:
         names = {part["name"] for part in code["parts"]}
         loaded = used(names)
-        if any(found.sha256 == code["sha256"] for found in loaded):
+        there = next((found for found in loaded if found.sha256 == code["sha256"]), None)
+        if there is not None:
+            specs += [there.spec] if there.spec is not None else []
             continue
         kept, spec = run / code["kept"], Path(code["spec"] or "")
         said = ", ".join(f'{part["kind"]} "{part["name"]}"' for part in code["parts"])
@@ -380,12 +407,17 @@ def load_kept(run: Path) -> None:
                 f"that plugin, the copy in {kept} is used."
             )
         if code["spec"] and spec.suffix == ".py" and (kept / spec.name).is_file():
-            same = spec.is_file() and spec.read_bytes() == (kept / spec.name).read_bytes()
-            load_plugins([str(spec if same else kept / spec.name)], key="load")
+            same = all(
+                (now := spec.parent / file.relative_to(kept)).is_file() and now.read_bytes() == file.read_bytes()
+                for file in kept.rglob("*.*")
+                if file.is_file() and file.suffix in (".py", ".yaml")
+            )
+            specs += [plugin.spec for plugin in load_plugins([str(spec if same else kept / spec.name)], key="load")]
         elif code["spec"]:
-            load_plugins([code["spec"]], key="load")
+            specs += [plugin.spec for plugin in load_plugins([code["spec"]], key="load")]
         elif names:
             raise ConfigError(f"load: {run} uses the {said} of a script or a notebook; define it first, as in {kept}.")
+    return specs
 
 
 def _pairs(code: Mapping[str, Any]) -> list[tuple[str, str]]:

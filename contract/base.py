@@ -51,14 +51,24 @@ def at_the_smallest(check: Callable[[Case], None], cases: Sequence[Case]) -> Non
     """Run a check on the last case; where it breaks there, raise what the first case on which it breaks gives.
 
     Args:
-        check: raises `BrokenPromise`.
+        check: raises `BrokenPromise`. Whatever else it raises gets a note that says on which case.
         cases: the smallest first.
     """
-    try:
-        check(cases[-1])
-    except BrokenPromise:
-        for case in cases[:-1]:
+
+    def noted(case: Case) -> None:
+        try:
             check(case)
+        except BrokenPromise:
+            raise
+        except Exception as error:
+            error.add_note(f"on a grid of {case}")
+            raise
+
+    try:
+        noted(cases[-1])
+    except Exception:
+        for case in cases[:-1]:
+            noted(case)
         raise
 
 
@@ -71,12 +81,23 @@ class Promise:
         name: of the function.
         check: takes the part's name, and some a combination of options as `given`, in place of those that it tries.
         applies: whether a part makes this promise, by its name.
+        about: the method that it is about, "" for the class as a whole.
+        basic: 1, 2, ... for those that are tried first, in this order: nothing else is worth trying on a part that
+            breaks one of them. 0 for the others.
     """
 
     kind: str
     name: str
     check: Callable[..., None]
     applies: Callable[[str], bool] = field(repr=False)
+    about: str = "forward"
+    basic: int = 0
+
+    @property
+    def area(self) -> str:
+        """What it is about, besides its method: promises of one area often break for one reason."""
+        module = self.check.__module__.rpartition(".")[2]
+        return module if module in ("padding", "streaming", "modules") else self.name
 
     @property
     def statement(self) -> str:
@@ -99,6 +120,7 @@ class Result:
         example: of a broken promise.
         trace: of a crash.
         seconds: taken.
+        error: what a crash raised, with its traceback.
     """
 
     kind: str
@@ -109,6 +131,7 @@ class Result:
     example: dict[str, Any]
     trace: str
     seconds: float
+    error: Exception | None = None
 
 
 _PROMISES: dict[str, dict[str, Promise]] = {}
@@ -122,11 +145,12 @@ def kind_of_part(kind: str, names: Callable[[], Iterable[str]]) -> None:
 
 
 def promise(
-    kind: str, *, applies: Callable[[str], bool] = lambda name: True
+    kind: str, *, applies: Callable[[str], bool] = lambda name: True, about: str = "forward", basic: int = 0
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorator that enters a check among the promises of a kind of part.
 
-    It starts the check from the same random numbers each time, and names the part in what the check raises.
+    It starts the check from the same random numbers each time, and names the part in what the check raises. The
+    arguments are as of `Promise`.
     """
 
     def enter(check: Callable[..., None]) -> Callable[..., None]:
@@ -140,7 +164,7 @@ def promise(
                     broken.kind, broken.part, broken.promise = kind, name, check.__name__
                     raise
 
-        _PROMISES.setdefault(kind, {})[check.__name__] = Promise(kind, check.__name__, run_one, applies)
+        _PROMISES.setdefault(kind, {})[check.__name__] = Promise(kind, check.__name__, run_one, applies, about, basic)
         return run_one
 
     return enter
@@ -200,11 +224,13 @@ def run(kind: str, names: Iterable[str] | None = None, only: Iterable[str] | Non
 
 def _tried(one: Promise, part: str) -> Result:
     began, status, message, trace, example = time.perf_counter(), "kept", "", "", {}
+    crash: Exception | None = None
     try:
         one.check(part)
     except BrokenPromise as broken:
         status, message, example = "broken", str(broken), broken.example
     except Exception as error:  # whatever a part of a user's raises is the result
-        status, message, trace = "crashed", f"{type(error).__name__}: {error}", traceback.format_exc()
+        status, message, trace, crash = "crashed", f"{type(error).__name__}: {error}", traceback.format_exc(), error
+        message += "".join(f" ({note})" for note in getattr(error, "__notes__", [])[:1])
     seconds = time.perf_counter() - began
-    return Result(one.kind, part, one.name, status, message, dict(example), trace, seconds)
+    return Result(one.kind, part, one.name, status, message, dict(example), trace, seconds, crash)

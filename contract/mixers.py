@@ -5,8 +5,10 @@ Padding and packed documents are in `padding.py`, streaming in `streaming.py`.
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import itertools
+import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -95,7 +97,7 @@ def check_options(name: str, given: Options) -> None:
             one.check(name, given=given)
 
 
-@promise(KIND)
+@promise(KIND, about="")
 def class_data_are_stated(name: str) -> None:
     """The class says what it is, where it comes from and what it can do, and its signatures agree."""
     cls = mixer_class(name)
@@ -111,6 +113,12 @@ def class_data_are_stated(name: str) -> None:
         ("token_ids", cls.reads_ids),
     ):
         require((argument in reads) == stated, f"`forward` takes `{argument}` exactly if the class data say so.")
+    own = [key for key, value in vars(cls).items() if key[:1] != "_" and not callable(value)]
+    known = typing.get_type_hints(Mixer)
+    for key in own:
+        near_one = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+        taken_for_another = key not in known and near_one and not hasattr(Mixer, key)
+        require(not taken_for_another, f"`{key}` is no class data; did you mean `{(near_one or [key])[0]}`?")
     unknown = set(cls.alternatives) - set(mixer_options(name))
     require(not unknown, "`alternatives` names options that do not exist.", options=sorted(unknown))
     mixer = build(name, last_grid(name))
@@ -124,7 +132,7 @@ def class_data_are_stated(name: str) -> None:
         require(refused(lambda: create_mixer(name, DIM, causal=causal), "grid"), "A missing grid is not refused.")
 
 
-@promise(KIND)
+@promise(KIND, basic=3)
 def shape_and_dtype_are_kept(name: str) -> None:
     """`(B, *grid, C)` comes out as it went in, in float32 and bfloat16, on every rank of grid."""
     for grids, dtype in itertools.product(all_grids(name), (torch.float32, torch.bfloat16)):
@@ -139,7 +147,7 @@ def shape_and_dtype_are_kept(name: str) -> None:
         at_the_smallest(check, grids)
 
 
-@promise(KIND)
+@promise(KIND, basic=6)
 def gradients_reach_everything(name: str) -> None:
     """The input and every trained parameter get a finite gradient, in float32 and bfloat16."""
     for grids, dtype in itertools.product(all_grids(name), (torch.float32, torch.bfloat16)):
@@ -180,7 +188,7 @@ def autocast_stays_finite(name: str) -> None:
         require(off <= limit, "Far from the full precision.", grid=grids[-1], relative=off)
 
 
-@promise(KIND, applies=lambda name: not can_be_causal(name))
+@promise(KIND, applies=lambda name: not can_be_causal(name), about="__init__")
 def a_causal_form_is_refused(name: str) -> None:
     """A mixer that cannot be causal says so."""
     grid = GRIDS[mixer_class(name).axes[0]][-1]
@@ -215,7 +223,7 @@ def the_future_is_not_seen(name: str, given: Options | None = None) -> None:
         at_the_smallest(check, GRIDS[1])
 
 
-@promise(KIND)
+@promise(KIND, basic=5)
 def the_same_weights_give_the_same_numbers(name: str) -> None:
     """Two calls agree exactly, and so does a mixer with other initial values after `load_state_dict`."""
     grid = last_grid(name)
@@ -255,7 +263,7 @@ def it_compiles_without_graph_breaks(name: str) -> None:
     near(grad, expected_grad, "The compiled gradient differs.", grid=grid, tolerance=1e-3)
 
 
-@promise(KIND)
+@promise(KIND, about="__init__")
 def every_option_has_an_effect(name: str) -> None:
     """Each option changes the output, the parameters or the cost, unless it is declared inert."""
     cls = mixer_class(name)

@@ -258,7 +258,7 @@ def functional_calls_use_the_weights_given(name: str) -> None:
     check_functional_call(*_case(name))
 
 
-@promise(KIND)
+@promise(KIND, about="__init__")
 def it_can_be_built_without_memory(name: str) -> None:
     """Meta device, `to_empty` and `reset_parameters` give every parameter and buffer a value."""
     grid = small_grid(name)

@@ -31,7 +31,8 @@ def a_mask_is_refused(name: str) -> None:
     """A mixer that cannot honour a mask says so."""
     grid = last_grid(name)
     mixer, mask = build(name, grid), torch.ones(2, *grid, dtype=torch.bool)
-    require(refused(lambda: mixer(tokens(2, *grid, DIM), mask=mask), "mask"), "A mask is not refused.", grid=grid)
+    what = "A mask is neither honoured nor refused: `self.refuse_mask(mask)`, or `masks = True`."
+    require(refused(lambda: mixer(tokens(2, *grid, DIM), mask=mask), "mask"), what)
 
 
 @promise(KIND, applies=honours_masks)

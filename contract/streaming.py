@@ -46,7 +46,7 @@ def streaming_is_refused(name: str) -> None:
     require(refused(lambda: mixer.step(tokens(1, DIM), ()), "stream"), "`step` does not refuse.")
 
 
-@promise(KIND, applies=streams)
+@promise(KIND, applies=streams, about="step")
 def steps_equal_the_forward(name: str, given: Options | None = None) -> None:
     """Token by token from `init_state` gives what `forward` gives, at every position."""
     for options in variants(name, causal=True, given=given):
@@ -62,7 +62,7 @@ def steps_equal_the_forward(name: str, given: Options | None = None) -> None:
         at_the_smallest(check, GRIDS[1] if options and given is None else (*GRIDS[1], (LONG,)))
 
 
-@promise(KIND, applies=streams)
+@promise(KIND, applies=streams, about="prefill")
 def a_sequence_can_be_cut_anywhere(name: str, given: Options | None = None) -> None:
     """`prefill` of any two pieces, or of one piece and steps, gives what `forward` gives: the state carries over."""
     for options in variants(name, causal=True, given=given):
@@ -181,7 +181,7 @@ def _types(state: Any) -> set[type]:
     return set()
 
 
-@promise(KIND, applies=streams)
+@promise(KIND, applies=streams, about="prefill")
 def prefill_is_parallel(name: str, given: Options | None = None) -> None:
     """`prefill` reads a padded prompt, and a piece after a state, at once: it never calls `step`."""
     mixer = _mixer(name, GRIDS[1][-1], dict(given or {}))

@@ -107,7 +107,7 @@ class Mixer(OneNode):
         if other is not None and not plugins.same_place(other, cls):
             raise ConfigError(
                 f'mixer "{name}" exists already: {other.__module__}.{other.__qualname__}; '
-                f"{cls.__module__}.{cls.__qualname__} needs another name."
+                f"{cls.__qualname__} needs another name."
             )
         for parameter in list(inspect.signature(cls.__init__).parameters.values())[2:]:
             if parameter.kind is not inspect.Parameter.KEYWORD_ONLY and not lists_options(parameter):

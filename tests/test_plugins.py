@@ -168,7 +168,10 @@ FAULTS = {
     "error on import": ("x = 1\n\nx.nothing\n", "mine.py:3: AttributeError"),
     "relative import": ("from .helper import x\n", "imports its neighbours by their names"),
     "no part": ("x = 1\n", 'registers no part. A mixer is a class: class Mine(Mixer, name="mine")'),
-    "no name": (MIXER.format(name="mine").replace(', name="mine"', ""), 'Name its class: class Scaled(Mixer, name="'),
+    "no name": (
+        MIXER.format(name="mine").replace(', name="mine"', ""),
+        'mine.py:6: this class registers no part. Name it: class Scaled(Mixer, name="',
+    ),
     "a name that exists": (MIXER.format(name="pooling"), 'mine.py:6: mixer "pooling" exists already'),
     "**kwargs": (
         MIXER.format(name="mine").replace("*, rate: float = 0.9", "**kwargs"),
