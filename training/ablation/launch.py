@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ... import plugins
 from ...errors import ConfigError
 from ..config import PACKAGE
 from .plan import Plan
@@ -31,12 +32,14 @@ def worker_threads(plan: Plan) -> int:
 def _runner(plan: Plan) -> Callable[[], tuple[int, str]]:
     """A function that runs one worker to its end, and needs nothing of this package where it is unpickled."""
     command, folder, threads = worker_command(plan), str(Path.cwd()), str(worker_threads(plan))
+    # the processes of a cluster have an environment of their own
+    outside = {key: os.environ[key] for key in (plugins.ENVIRONMENT,) if key in os.environ}
 
     def run_worker() -> tuple[int, str]:
         import os
         import subprocess
 
-        environment = {**os.environ, "OMP_NUM_THREADS": threads}
+        environment = {**os.environ, **outside, "OMP_NUM_THREADS": threads}
         done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         return done.returncode, done.stderr.decode(errors="replace")[-2000:]
 

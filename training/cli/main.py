@@ -45,13 +45,13 @@ def _resume_path(overrides: Sequence[str]) -> str | None:
 def _resumed(folder: str, overrides: Sequence[str]) -> Any:
     from pathlib import Path
 
-    from ...plugins import load_plugins
+    from ...plugins import load_kept
     from ..config import parse
     from ..run_folder import read_config
     from .compose import parse_overrides
 
     values = read_config(Path(folder)) | {"resume": folder}
-    load_plugins(values.get("plugins") or [])
+    values["plugins"] = load_kept(Path(folder))  # the code that it began with, whatever became of the files
     for override in parse_overrides(overrides):
         if override.key_or_group in ("progress", "tracker"):
             values[override.key_or_group] = override.value()

@@ -183,6 +183,29 @@ def test_the_report_in_a_browser(browser, tmp_path):
     assert requests == [path.as_uri()]
 
 
+@pytest.mark.parametrize("width", [1400, 700, 390])
+def test_no_column_is_cut_off(browser, tmp_path, width):
+    results = made_up()
+    spread = {"median": 123_456.0, "p25": 123_000.0, "p75": 124_000.0, "count": 7}
+    for one in results["cells"]:
+        one["costs"] |= {"infer_throughput": spread, "observed_throughput": spread, "peak_bytes": 52_900_000}
+        one["costs"] |= {"state_bytes": 333_000, "decode_seconds": 0.00292}
+    path = tmp_path / "report.html"
+    path.write_text(page(results))
+    opened, _, _ = open_page(browser, path, viewport={"width": width, "height": 900})
+    inside, whole = opened.evaluate("(() => { const s = document.querySelector('.scroll'); "
+                                    "return [s.clientWidth, s.scrollWidth]; })()")  # fmt: skip
+    assert whole <= inside
+    named = set(opened.evaluate("[...document.querySelectorAll('#arms td')].map((td) => td.dataset.name)"))
+    for td in opened.locator("#arms td:not(:empty)").all():
+        box = td.bounding_box()
+        assert box is not None
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= width
+    assert len(named) == 17
+    assert opened.locator("#arms thead").is_visible() == (width == 1400)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_report_on_a_phone(browser, tmp_path, scheme):
     path = tmp_path / "report.html"

@@ -238,7 +238,7 @@ function table(box) {
   const head = el("tr", {}, ...cols.map((c) => el("th", { scope: "col", tabindex: "0", "data-key": c.key,
     ...(c.key === by.key ? { "aria-sort": state.sort.down ? "descending" : "ascending" } : {}),
     onclick: () => sortBy(c), onkeydown: (e) => { if (e.key === "Enter" || e.key === " ") { e.preventDefault(); sortBy(c); } } }, c.name)));
-  const body = rows.map((r) => el("tr", { class: r.arm === R.reference ? "reference" : "", "data-arm": r.arm }, ...cols.map((c) => el("td", {}, c.show(r)))));
+  const body = rows.map((r) => el("tr", { class: r.arm === R.reference ? "reference" : "", "data-arm": r.arm }, ...cols.map((c) => el("td", { "data-name": c.name }, c.show(r)))));
   box.append(el("div", { class: "scroll" }, el("table", { id: "arms" }, el("thead", {}, head), el("tbody", {}, ...body))));
 }
 
