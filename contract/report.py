@@ -31,8 +31,10 @@ class Fault:
     promises: tuple[str, ...]
 
     def __str__(self) -> str:
-        others = f" Also broken: {', '.join(self.promises[1:])}." if len(self.promises) > 1 else ""
-        return f"{self.place}: {self.what}{others}" if self.place else f"{self.what}{others}"
+        what = self.what
+        if len(self.promises) > 1:
+            what += f"{'' if what.endswith('.') else '.'} Also broken: {', '.join(self.promises[1:])}."
+        return f"{self.place}: {what}" if self.place else what
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,13 @@ def _merged(broken: Iterable[Result], known: dict[str, Promise], part: Any) -> l
     """Crashes at one place are one fault, and so are all promises of one area that break."""
     found: dict[tuple[str, ...], list[Result]] = {}
     places: dict[tuple[str, ...], str] = {}
+    crashes: dict[str, tuple[str, ...]] = {}  # place -> the fault that it belongs to
     for result in broken:
         promise, error = known[result.promise], result.error
         place = place_of(part, promise.about) if error is None else _place_of_crash(error, part)
-        crash = "" if error is None else type(error).__name__
-        key = (promise.area,) if promise.area != promise.name else (place, crash or promise.name)
+        key = (promise.area,) if promise.area != promise.name else (place, promise.name)
+        if error is not None:
+            key = crashes.setdefault(place, key)
         places.setdefault(key, place)
         found.setdefault(key, []).append(result)
     return [
