@@ -66,7 +66,7 @@ class Mixer(OneNode):
             `{"sink_tokens": {"window": 3}}`; the tests set them on both sides of the comparison.
         formerly: names of parameters in files of earlier versions, and what they are called now.
         refuses: which of "vmap" (of gradients, by `torch.func`) and "second derivatives" it cannot do, and why.
-        inert: options that change neither output, parameters nor cost, such as a backend.
+        inert: options that change neither output, parameters nor cost.
         aux_losses: names of what the mixer adds by `aux_loss` in training, each with the beginnings of the names of the
             parameters that nothing else trains.
         residual: the sum with the input is inside of the mixer as built.

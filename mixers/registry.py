@@ -18,6 +18,9 @@ from .orders.orders import check_order
 RESERVED = ("grid", "causal", "layer_index", "num_layers")
 _CAPABILITIES = ("axes", "causal", "needs_grid", "masks", "packs", "streams", "complexity")
 
+# Options that mixers had in files of earlier versions; at these values they changed nothing.
+_FORMER = {"backend": "auto"}
+
 # Options that every mixer of sequences has, of `Ordered`.
 ORDER_OPTIONS = keyword_options(Ordered, (*RESERVED, "can_be_causal"))
 
@@ -78,6 +81,12 @@ def mixer_options(name: str, *, key: str = "mixer") -> dict[str, inspect.Paramet
     return keyword_options(mixer_class(name, key=key), RESERVED)
 
 
+def _current(name: str, options: Mapping[str, Any], *, key: str) -> dict[str, Any]:
+    """Options without those of earlier versions; `MIXERZOO_KERNELS` chooses a backend for all ops."""
+    own = mixer_options(name, key=key)
+    return {k: v for k, v in options.items() if k in own or k not in _FORMER or v != _FORMER[k]}
+
+
 def check_mixer_options(name: str, options: Mapping[str, Any], *, key: str = "mixer") -> None:
     """Hold options against the constructor's signature.
 
@@ -133,6 +142,7 @@ def create_mixer(
             cannot be causal.
     """
     cls = mixer_class(name, key=key)
+    options = _current(name, options, key=key)
     check_mixer_options(name, options, key=key)
     with under(key), fits_memory():
         given = {"dim": dim, "grid": grid, "causal": causal, "layer_index": layer_index, "num_layers": num_layers}
@@ -185,5 +195,6 @@ def _create(
 def check_mixer(spec: str | Mapping[str, Any], *, key: str = "mixer") -> tuple[str, dict[str, Any]]:
     """A mixer as written in a config, a name or a mapping with `name` and options, checked: (name, options)."""
     name, options = split_spec(spec, key=key, kind="mixer")
+    options = _current(name, options, key=key)
     check_mixer_options(name, options, key=key)
     return name, options

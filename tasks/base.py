@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import plugins
 from ..errors import ConfigError, under, unknown
-from ..schema import check_options, keyword_options
+from ..schema import check_options, keyword_options, lists_options
 from .preprocessing import Preprocessing
 
 Batch = dict[str, Tensor]
@@ -62,7 +62,8 @@ class Task:
         if other is not None and not plugins.same_place(other, cls):
             raise ConfigError(f'task "{name}" exists already: {other.__module__}.{other.__qualname__}.')
         for parameter in list(inspect.signature(cls.__init__).parameters.values())[1:]:
-            if cls.__init__ is not object.__init__ and parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+            named = parameter.kind is inspect.Parameter.KEYWORD_ONLY or lists_options(parameter)
+            if cls.__init__ is not object.__init__ and not named:
                 raise ConfigError(f'task "{name}": the option "{parameter.name}" must be keyword-only.')
         cls.name = name
         TASKS[name] = cls

@@ -173,9 +173,9 @@ def test_models_take_the_parts(copy: Path) -> None:
 
 
 def test_the_command_line_takes_them(copy: Path) -> None:
-    words = ("task=reversal_example", "model=mamba2_tiny", "mixer=fading_example", "train.schedule=root_example",
-             "model.norm=unit_example", "model.depth=1", "model.dim=16", "train.epochs=1", "train.batch_size=100",
-             "progress=false")  # fmt: skip
+    words = ("task=reversal_example", "task.num_train=1000", "task.num_eval=200", "model=mamba2_tiny", "model.depth=1",
+             "model.dim=16", "model.norm=unit_example", "mixer=fading_example", "train.schedule=root_example",
+             "train.epochs=1", "train.batch_size=100", "progress=false")  # fmt: skip
     done = run(copy, "train.py", *words, f"output_dir={copy}/runs")
     assert done.returncode == 0, done.stderr[-3000:]
     typo = run(copy, "train.py", "mixer=decaying_exampel")

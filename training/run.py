@@ -126,13 +126,46 @@ def run(
             refused in the first step leaves no folder either.
         loop.Interrupted: a signal came and the state is saved.
     """
+    this = _begin(config, task, code, data, quiet)
+    if config.resume is not None and this.summary.exists():
+        this.display.say(f"{this.folder} is finished already; see summary.json there.")
+        return report.read_json(this.summary)
+    trainer, figures = _build(this)
+    kept = _train(this, trainer, figures)
+    return _conclude(this, trainer, figures, kept)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the steps of a run share.
+
+    Attributes:
+        task: opened.
+        folder: not created yet.
+        quiet: print nothing and draw no curve.
+    """
+
+    config: RunConfig
+    accelerator: Any
+    task: Task
+    start: _Start
+    folder: Path
+    display: Display
+    quiet: bool
+
+    @property
+    def summary(self) -> Path:
+        return self.folder / "summary.json"
+
+
+def _begin(config: RunConfig, task: Task | None, code: str | None, data: dict[str, Any] | None, quiet: bool) -> _Run:
+    """First step: devices and data, and from these the run's identity and folder."""
     from accelerate.utils import broadcast_object_list
 
     code = code or code_version()
     accelerator = _make_accelerator(config)
-    opened = task is not None
-    task = task or make_task(config)
-    if not opened:
+    if task is None:
+        task = make_task(config)
         with accelerator.main_process_first():  # one process downloads, the others find it
             task.open()
     data = data or describe_data(task)
@@ -141,15 +174,16 @@ def run(
     # a process may have looked after another one had created it
     folder: Path = broadcast_object_list([_choose_folder(config, start)])[0]
     accelerator.project_configuration.project_dir = accelerator.project_configuration.logging_dir = str(folder)
-    summary_path = folder / "summary.json"
     display = Display(main=accelerator.is_main_process and not quiet, bar=config.progress, unit=task.unit)
-    if config.resume is not None and summary_path.exists():
-        display.say(f"{folder} is finished already; see summary.json there.")
-        return report.read_json(summary_path)
-    checkpoint = find_checkpoint(folder / "checkpoints" / "last") if config.resume is not None else None
-    if config.resume not in (None, "auto") and stored(folder)["identity"] != identifier:
-        warnings.warn(f"{folder} was started with another version of the code; its end may differ.", stacklevel=2)
+    return _Run(config, accelerator, task, start, folder, display, quiet)
 
+
+def _build(this: _Run) -> tuple[Trainer, dict[str, Any]]:
+    """Second step: the trainer, tried in one step and where a checkpoint left off, and what its model costs."""
+    config, accelerator, task, start = this.config, this.accelerator, this.task, this.start
+    checkpoint = find_checkpoint(this.folder / "checkpoints" / "last") if config.resume is not None else None
+    if config.resume not in (None, "auto") and stored(this.folder)["identity"] != start.identity:
+        warnings.warn(f"{this.folder} was started with another version of the code; its end may differ.", stacklevel=3)
     model = make_model(config, task)
     check_aux_losses(model, config.train.aux_losses)
     optimizer = build_optimizer(model, config.optimizer)
@@ -158,7 +192,6 @@ def run(
     )
     figures = costs(model, task)
     rehearse(model, task)
-
     trainer = Trainer(
         config,
         accelerator=accelerator,
@@ -166,19 +199,25 @@ def run(
         model=model,
         optimizer=optimizer,
         data=batches,
-        folder=folder,
-        display=display,
+        folder=this.folder,
+        display=this.display,
         facts={
             "task": config.task,
-            "classes": data["classes"],
+            "classes": start.data["classes"],
             "preprocessing": None if (prepared := task.preprocessing()) is None else prepared.describe(),
-            "data": data["sha256"],
+            "data": start.data["sha256"],
             "seed": config.seed,
-            "identity": identifier,
+            "identity": start.identity,
         },
     )
     if checkpoint is not None:
         trainer.restore(checkpoint)
+    return trainer, figures
+
+
+def _train(this: _Run, trainer: Trainer, figures: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Third step: the folder with what is known so far, and the training; returns the record of code from outside."""
+    config, accelerator, start, folder = this.config, this.accelerator, this.start, this.folder
     kept: list[dict[str, Any]] = []
     fresh = not folder.exists() or not any(folder.iterdir())
     if accelerator.is_main_process:
@@ -187,13 +226,13 @@ def run(
             report.write_config(folder / "config.yaml", replace(config, resume=None).as_dict())
         kept = report.keep_code(folder, outside_code(config))
         if not (folder / DATA).exists():
-            report.write_json(folder / DATA, data)
-        line = {"identity": identifier, "code": code, "outside": start.outside, "step": trainer.step}
+            report.write_json(folder / DATA, start.data)
+        line = {"identity": start.identity, "code": start.code, "outside": start.outside, "step": trainer.step}
         report.append_line(folder / "identity.jsonl", line)
     accelerator.wait_for_everyone()
     if config.tracker is not None:
         accelerator.init_trackers(config.tracker, config=_flat(config.as_dict()))
-    _announce(display, config, data, figures, trainer, folder)
+    _announce(this, figures, trainer)
     reset_peak_memory(accelerator.device)
     try:
         trainer.fit()
@@ -204,11 +243,17 @@ def run(
             accelerator.end_training()
             shutil.rmtree(folder)
         raise
+    return kept
+
+
+def _conclude(this: _Run, trainer: Trainer, figures: Mapping[str, Any], kept: list[dict[str, Any]]) -> dict[str, Any]:
+    """Last step: the final evaluation and the summary."""
+    config, accelerator, task, start, folder = this.config, this.accelerator, this.task, this.start, this.folder
     split, final = trainer.finish()
     summary = {
         "status": "finished",
-        "identity": identifier,
-        "code": code,
+        "identity": start.identity,
+        "code": start.code,
         "git": report.git_revision(),
         "model": config.model_name,
         "mixer": None if config.mixer is None else config.mixer.get("name"),
@@ -223,7 +268,7 @@ def run(
         "best": trainer.best,
         "weights": f"checkpoints/{config.train.select}/{_stem(config)}.safetensors",
         "steps": trainer.total,
-        "epochs": trainer.total / batches.steps_per_epoch,
+        "epochs": trainer.total / trainer.data.steps_per_epoch,
         **figures,
         "throughput": {"unit": f"{task.unit}/s", **spread(trainer.rates)},
         "train_seconds": trainer.seconds,
@@ -231,20 +276,20 @@ def run(
         "processes": accelerator.num_processes,
         "plugins": kept,
         "device": str(accelerator.device),
-        "data": data,
+        "data": start.data,
         "environment": report.environment(),
     }
     if accelerator.is_main_process:
         lines = report.read_lines(folder / "metrics.jsonl")
         title = f"{folder.name}   {split} {task.metric} {final[task.metric]:.4f}"
-        if not quiet:
+        if not this.quiet:
             report.draw_curve(folder / "curve.png", lines, metric=task.metric, title=title)
-        report.write_json(summary_path, summary)
+        report.write_json(this.summary, summary)
     accelerator.log({f"{split}/{k}": v for k, v in final.items() if isinstance(v, float)}, step=trainer.total)
     accelerator.end_training()
     scalars = "  ".join(f"{k} {v:.4f}" for k, v in final.items() if isinstance(v, float))
-    display.say(f"{split}: {scalars}  ({trainer.seconds:.1f} s of training)")
-    display.say(f"summary, curve and checkpoints: {folder}")
+    this.display.say(f"{split}: {scalars}  ({trainer.seconds:.1f} s of training)")
+    this.display.say(f"summary, curve and checkpoints: {folder}")
     return summary
 
 
@@ -252,14 +297,8 @@ def _stem(config: RunConfig) -> str:
     return "ema" if config.train.select == "last" and config.train.ema is not None else "model"
 
 
-def _announce(
-    display: Display,
-    config: RunConfig,
-    data: Mapping[str, Any],
-    figures: Mapping[str, Any],
-    trainer: Trainer,
-    folder: Path,
-) -> None:
+def _announce(this: _Run, figures: Mapping[str, Any], trainer: Trainer) -> None:
+    config, data, display = this.config, this.start.data, this.display
     mixer = "" if config.mixer is None else f" with {config.mixer.get('name')}"
     sizes = ", ".join(f"{size:,} {split}" for split, size in data["sizes"].items())
     display.say(
@@ -269,4 +308,4 @@ def _announce(
     display.say(f"{config.task['name']}: {sizes}; {trainer.total:,} steps on {trainer.accelerator.device}")
     for line in data_lines(data):
         display.say(f"  {line}")
-    display.say(f"{'continuing at step ' + str(trainer.step) if trainer.step else 'writing'}: {folder}")
+    display.say(f"{'continuing at step ' + str(trainer.step) if trainer.step else 'writing'}: {this.folder}")

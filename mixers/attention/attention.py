@@ -25,7 +25,8 @@ from ..positions import (
     segments,
     without_padding,
 )
-from .kv_cache import KeyValueCache, Rule, append, attend, bias_of, extend, weigh
+from .chunked_attention import Rule, attend, bias_of, weigh
+from .key_value_cache import KeyValueCache, append, extend
 
 
 class HeadOptions(TypedDict, total=False):
@@ -98,7 +99,7 @@ class Attention(Mixer, name="attention"):
         "rope_theta": {"position": "rotary"},
     }
 
-    form = "softmax"  # of the weights, see `kv_cache.weigh`
+    form = "softmax"  # of the weights, see `chunked_attention.weigh`
 
     def __init__(
         self,

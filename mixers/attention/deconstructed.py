@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...schema import Size
 from .attention import Attention
-from .kv_cache import KeyValueCache
+from .key_value_cache import KeyValueCache
 
 
 def sinusoids(positions: Tensor, dim: int) -> Tensor:

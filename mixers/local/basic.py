@@ -118,7 +118,6 @@ class Pooling(Mixer, name="pooling"):
         dim: channels C.
         pool_size: side of the window in tokens; odd unless causal.
         causal: mean over the past only.
-        backend: of `kernels.pool_mix`.
     """
 
     causal = "can"
@@ -127,14 +126,13 @@ class Pooling(Mixer, name="pooling"):
     streams = True
     source = "MetaFormer Is Actually What You Need for Vision (2021), arXiv:2111.11418"
     equation = "y_p = mean(x_n for n in the window of p) - x_p"
-    alternatives = {"pool_size": 5, "backend": "reference"}
-    inert = frozenset({"backend"})
+    alternatives = {"pool_size": 5}
 
-    def __init__(self, dim: int, *, pool_size: Side = 3, causal: bool = False, backend: str = "auto") -> None:
+    def __init__(self, dim: int, *, pool_size: Side = 3, causal: bool = False) -> None:
         super().__init__()
         if pool_size % 2 == 0 and not causal:
             raise OptionError("pool_size", f"{pool_size} must be odd where the mixer is not causal.")
-        self.dim, self.pool_size, self.is_causal, self.backend = dim, pool_size, causal, backend
+        self.dim, self.pool_size, self.is_causal = dim, pool_size, causal
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
         if mask is None or not self.is_causal:
@@ -149,7 +147,6 @@ class Pooling(Mixer, name="pooling"):
             causal=self.is_causal,
             mask=mask,
             document_ids=document_ids,
-            backend=self.backend,
         )
 
     def init_state(

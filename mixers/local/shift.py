@@ -35,7 +35,6 @@ class Shift(Mixer, name="shift"):
         distance: how far the channels move, in tokens.
         fraction: share of the channels that move, in equal groups; the rest stays. ShiftViT moves a third.
         padding: what comes in at the border: "zeros" or "wrap" (the other side; not where causal).
-        backend: of `kernels.shift`.
     """
 
     causal = "can"
@@ -44,8 +43,7 @@ class Shift(Mixer, name="shift"):
     streams = True
     source = "When Shift Operation Meets Vision Transformer (2022), arXiv:2201.10801"
     equation = "y_p = x_{p - d_g} for every channel group g"
-    alternatives = {"distance": 2, "fraction": 0.75, "padding": "wrap", "backend": "reference"}
-    inert = frozenset({"backend"})
+    alternatives = {"distance": 2, "fraction": 0.75, "padding": "wrap"}
 
     def __init__(
         self,
@@ -55,13 +53,12 @@ class Shift(Mixer, name="shift"):
         distance: Size = 1,
         fraction: Share = 1 / 3,
         padding: Literal["zeros", "wrap"] = "zeros",
-        backend: str = "auto",
     ) -> None:
         super().__init__()
         if causal and padding == "wrap":
             raise OptionError("padding", '"wrap" brings tokens from the end to the front, so it cannot be causal.')
         self.dim, self.is_causal = dim, causal
-        self.distance, self.fraction, self.padding, self.backend = distance, fraction, padding, backend
+        self.distance, self.fraction, self.padding = distance, fraction, padding
 
     def _offsets(self, axes: int) -> list[list[int]]:
         """The offset of each group."""
@@ -90,7 +87,7 @@ class Shift(Mixer, name="shift"):
         moved = self._moved(len(offsets))
         if moved == 0:
             raise ConfigError(f'mixer "{self.name}": {self.dim} channels are too few for {len(offsets)} directions.')
-        y = shift(x[..., :moved], offsets, padding=self.padding, backend=self.backend)
+        y = shift(x[..., :moved], offsets, padding=self.padding)
         y = torch.cat([y, x[..., moved:]], -1)
         y = y if index is None else y[index]
         return y if order is None else put_back(y, order)
@@ -137,15 +134,13 @@ class MixShift(Mixer, name="mix_shift"):
         dim: channels C.
         shift_dist: offset of each group in tokens; positive moves content to larger indices.
         mix_size: odd kernel side of each group.
-        backend: of `kernels.shift`.
     """
 
     axes = (2,)
     masks = True
     source = "Mixing and Shifting: Exploiting Global and Local Dependencies in Vision MLPs (2022), arXiv:2202.06510"
     equation = "y_g = depthwise_g(roll_W(x_g, d_g)) + depthwise'_g(roll_H(x_g, d_g)) for every channel group g"
-    alternatives = {"shift_dist": (-3, -1, 0, 1, 3), "mix_size": (1, 1, 3, 3, 3), "backend": "reference"}
-    inert = frozenset({"backend"})
+    alternatives = {"shift_dist": (-3, -1, 0, 1, 3), "mix_size": (1, 1, 3, 3, 3)}
 
     def __init__(
         self,
@@ -153,7 +148,6 @@ class MixShift(Mixer, name="mix_shift"):
         *,
         shift_dist: Sequence[int] = (-2, -1, 0, 1, 2),
         mix_size: Sequence[OddSize] = (1, 1, 3, 5, 7),
-        backend: str = "auto",
     ) -> None:
         super().__init__()
         groups = len(shift_dist)
@@ -163,7 +157,6 @@ class MixShift(Mixer, name="mix_shift"):
             )
         if dim < groups:
             raise OptionError("shift_dist", f"{groups} groups of {dim} channels.")
-        self.backend = backend
         self.shift_dist = list(shift_dist)
         width = -(-dim // groups)
         if width * (groups - 1) < dim:
@@ -191,7 +184,7 @@ class MixShift(Mixer, name="mix_shift"):
 
     def _mix(self, conv: nn.Conv2d, part: Tensor, offset: list[int]) -> Tensor:
         """A channel group rolled around the border, then convolved."""
-        return on_map(conv, shift(part, [offset], padding="wrap", backend=self.backend))
+        return on_map(conv, shift(part, [offset], padding="wrap"))
 
     @classmethod
     def convert_official(cls, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -142,14 +142,12 @@ class MlpMixer(PositionMixer, name="mlp_mixer"):
         token_ratio: hidden width E as a multiple of the channels.
         token_hidden: hidden width E, in place of `token_ratio`.
         activation: "gelu", "relu" or "silu".
-        backend: of `kernels.token_mlp`, in the causal form.
     """
 
     complexity = "N"
     source = "MLP-Mixer: An all-MLP Architecture for Vision (2021), arXiv:2105.01601"
     equation = "y = W2 act(W1 x + b1) + b2, along the tokens"
-    alternatives = {"token_ratio": 1.0, "token_hidden": 40, "activation": "relu", "backend": "reference"}
-    inert = frozenset({"backend"})
+    alternatives = {"token_ratio": 1.0, "token_hidden": 40, "activation": "relu"}
     formerly: ClassVar = {"w1": "fc1.weight", "b1": "fc1.bias", "w2": "fc2.weight", "b2": "fc2.bias"}
 
     def __init__(
@@ -161,7 +159,6 @@ class MlpMixer(PositionMixer, name="mlp_mixer"):
         token_ratio: Positive = 0.5,
         token_hidden: Size | None = None,
         activation: str = "gelu",
-        backend: str = "auto",
     ) -> None:
         super().__init__(dim, grid=grid, causal=causal)
         if activation not in ACTIVATIONS:
@@ -169,7 +166,7 @@ class MlpMixer(PositionMixer, name="mlp_mixer"):
         hidden = int(token_ratio * dim) if token_hidden is None else token_hidden
         if hidden < 1:
             raise OptionError("token_ratio", f"{token_ratio} of {dim} channels leaves no hidden units.")
-        self.activation, self.backend = activation, backend
+        self.activation = activation
         self.per_token = ceil(hidden / self.tokens) if causal else 0
         if causal:
             self._allocate(self.per_token * self.tokens, None, None)
@@ -210,7 +207,6 @@ class MlpMixer(PositionMixer, name="mlp_mixer"):
             w2[:length, :hidden],
             self.b2[:length],
             activation=self.activation,
-            backend=self.backend,
         )
 
     def cached(self, past: Tensor) -> Tensor:

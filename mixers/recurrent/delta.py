@@ -6,15 +6,15 @@ Axis letters: B batch, N tokens, C channels, H heads, K key channels per head, V
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...kernels.delta_rule import delta_rule, delta_rule_step
-from ...schema import Count, Epsilon, Size
-from .linear_heads import LinearHeads, LinearState
+from ...schema import Count, Epsilon
+from .linear_heads import HeadSizes, LinearHeads, LinearState
 from .recurrent_mixer import log_uniform_dt_bias
 
 
@@ -27,10 +27,7 @@ class Delta(LinearHeads, name="delta"):
     Without the gate (`gated=False`) it is DeltaNet (2024), arXiv:2406.06484.
 
     Args:
-        dim: number of channels C.
-        num_heads: number of heads H; by default `max(1, dim // head_dim)`.
-        head_dim: key channels per head K.
-        head_v_dim: value channels per head V; by default `head_dim`.
+        dim, sizes: see `LinearHeads`.
         gated: whether the state decays (Gated DeltaNet) or not (DeltaNet).
         d_conv: taps of the causal convolution with silu over queries, keys and values; 0 for none.
         output_gate: multiply with silu of a projection of the input, after the RMS norm of every head.
@@ -51,17 +48,14 @@ class Delta(LinearHeads, name="delta"):
         self,
         dim: int,
         *,
-        num_heads: Size | None = None,
-        head_dim: Size = 64,
-        head_v_dim: Size | None = None,
         gated: bool = True,
         d_conv: Count = 4,
         output_gate: bool = True,
         allow_neg_eigval: bool = False,
         norm_eps: Epsilon = 1e-5,
+        **sizes: Unpack[HeadSizes],
     ) -> None:
-        super().__init__()
-        self._sizes(dim, num_heads, head_dim, head_v_dim)
+        super().__init__(dim, **sizes)
         self.allow_neg_eigval = allow_neg_eigval
         self._build(dim, (self.num_heads, self.num_heads if gated else 0), d_conv, output_gate, norm_eps)
         self.A_log = nn.Parameter(torch.empty(self.num_heads)) if gated else None
@@ -94,14 +88,8 @@ class Delta(LinearHeads, name="delta"):
         state: LinearState | None = None,
         return_state: bool = False,
     ) -> tuple[Tensor, LinearState | None]:
-        qkv, gate, b, a = self.in_proj(x).split(self.parts, -1)
+        (qkv, gate, b, a), conv = self._project(x, real, document_ids, state, return_state)
         _, before = self._advance(x, real, state)
-        conv = None
-        if self.conv1d is not None:
-            qkv, conv = self.conv1d(
-                qkv, real=real, document_ids=document_ids, state=None if state is None else state.conv,
-                return_state=return_state,
-            )  # fmt: skip
         q, k, v, beta, g = self._inputs(qkv, b, a)
         if real is not None:
             padding = ~real[..., None]  # neither writes nor decays
@@ -115,10 +103,7 @@ class Delta(LinearHeads, name="delta"):
         return self._output(y, gate), None if memory is None else self._after(x, real, before, conv, memory)
 
     def step(self, x_t: Tensor, state: LinearState) -> tuple[Tensor, LinearState]:
-        qkv, gate, b, a = self.in_proj(x_t).split(self.parts, -1)
-        conv = state.conv
-        if self.conv1d is not None:
-            qkv, conv = self.conv1d.step(qkv, conv)
+        (qkv, gate, b, a), conv = self._project_step(x_t, state)
         q, k, v, beta, g = self._inputs(qkv, b, a)
         y, memory = delta_rule_step(q, k, v, beta, g, state.memory, scale=self.head_dim**-0.5, **self._gates())
         return self._output(y, gate), LinearState(conv, memory, state.position + 1)

@@ -6,7 +6,7 @@ gate. `*grid` is (N,), (H, W) or (T, H, W), read in raster order.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from ...kernels.ssd import ssd, ssd_step
 from ...schema import Between, Count, Size
 from ..layers import full_precision
 from ..positions import rotate
-from .linear_heads import LinearHeads, LinearState
+from .linear_heads import HeadSizes, LinearHeads, LinearState
 
 FEATURE_MAPS = {
     "identity": lambda x: x,
@@ -44,10 +44,7 @@ class LinearAttention(LinearHeads, name="linear_attention"):
         S_t = decay_t * S_{t-1} + phi(k_t) v_t^T;   y_t = scale * phi(q_t) S_t;   out_proj(norm(y) * silu(gate))
 
     Args:
-        dim: number of channels C.
-        num_heads: number of heads H; by default `max(1, dim // head_dim)`.
-        head_dim: key channels per head K.
-        head_v_dim: value channels per head V; by default `head_dim`.
+        dim, sizes: see `LinearHeads`.
         decay: "none"; "retention" and "lightning" are fixed per head (arXiv:2307.08621, arXiv:2401.04658); "scalar" is
             computed from the token, one per head (simple GLA); "channel" one per key channel (GLA, arXiv:2312.06635).
         feature_map: phi: "identity", "elu" (elu + 1), "relu" or "silu".
@@ -91,9 +88,6 @@ class LinearAttention(LinearHeads, name="linear_attention"):
         self,
         dim: int,
         *,
-        num_heads: Size | None = None,
-        head_dim: Size = 64,
-        head_v_dim: Size | None = None,
         decay: Literal["none", "retention", "lightning", "scalar", "channel"] = "none",
         feature_map: Literal["identity", "elu", "relu", "silu"] = "elu",
         normalize: bool = True,
@@ -106,11 +100,11 @@ class LinearAttention(LinearHeads, name="linear_attention"):
         lightning_rate: Annotated[float, Between(0, 1e4)] | None = None,
         layer_index: Count = 0,
         num_layers: Size = 1,
+        **sizes: Unpack[HeadSizes],
     ) -> None:
-        super().__init__()
-        if position == "rotary" and head_dim % 2:
-            raise OptionError("head_dim", f"{head_dim} is odd; rotary positions need pairs of channels.")
-        self._sizes(dim, num_heads, head_dim, head_v_dim)
+        super().__init__(dim, **sizes)
+        if position == "rotary" and self.head_dim % 2:
+            raise OptionError("head_dim", f"{self.head_dim} is odd; rotary positions need pairs of channels.")
         self.decay, self.feature_map, self.normalize, self.position = decay, feature_map, normalize, position or "none"
         self.gate_logit_normalizer = gate_logit_normalizer
         gates = {"scalar": self.num_heads, "channel": gate_rank}.get(decay, 0)
@@ -177,14 +171,8 @@ class LinearAttention(LinearHeads, name="linear_attention"):
         state: LinearState | None = None,
         return_state: bool = False,
     ) -> tuple[Tensor, LinearState | None]:
-        qkv, gate, gates = self.in_proj(x).split(self.parts, -1)
+        (qkv, gate, gates), conv = self._project(x, real, document_ids, state, return_state)
         positions, before = self._advance(x, real, state)
-        conv = None
-        if self.conv1d is not None:
-            qkv, conv = self.conv1d(
-                qkv, real=real, document_ids=document_ids, state=None if state is None else state.conv,
-                return_state=return_state,
-            )  # fmt: skip
         q, k, v = self._features(qkv, positions)
         g = self._log_decay(gates)
         if real is not None:
@@ -209,10 +197,7 @@ class LinearAttention(LinearHeads, name="linear_attention"):
         return self._read(y, gate), None if memory is None else self._after(x, real, before, conv, memory)
 
     def step(self, x_t: Tensor, state: LinearState) -> tuple[Tensor, LinearState]:
-        qkv, gate, gates = self.in_proj(x_t).split(self.parts, -1)
-        conv = state.conv
-        if self.conv1d is not None:
-            qkv, conv = self.conv1d.step(qkv, conv)
+        (qkv, gate, gates), conv = self._project_step(x_t, state)
         q, k, v = (t.squeeze(1) for t in self._features(qkv[:, None], state.position[:, None]))
         g = self._log_decay(gates)
         scale = self.head_dim**-0.5

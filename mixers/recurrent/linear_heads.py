@@ -5,12 +5,13 @@ Axis letters: B batch, N tokens, C channels, H heads, K key channels per head, V
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...schema import Size
 from .recurrent_mixer import RecurrentMixer, ShortConv
 
 
@@ -22,10 +23,28 @@ class LinearState(NamedTuple):
     position: Tensor
 
 
-class LinearHeads(RecurrentMixer):
-    """Projections, short convolution, state and read-out that linear attention and the delta rule share."""
+class HeadSizes(TypedDict, total=False):
+    """What both take; see `LinearHeads`."""
 
-    def _sizes(self, dim: int, num_heads: int | None, head_dim: int, head_v_dim: int | None) -> None:
+    num_heads: Size | None
+    head_dim: Size
+    head_v_dim: Size | None
+
+
+class LinearHeads(RecurrentMixer):
+    """Projections, short convolution, state and read-out that linear attention and the delta rule share.
+
+    Args:
+        dim: number of channels C.
+        num_heads: number of heads H; by default `max(1, dim // head_dim)`.
+        head_dim: key channels per head K.
+        head_v_dim: value channels per head V; by default `head_dim`.
+    """
+
+    def __init__(
+        self, dim: int, *, num_heads: Size | None = None, head_dim: Size = 64, head_v_dim: Size | None = None
+    ) -> None:
+        super().__init__()
         self.num_heads = max(1, dim // head_dim) if num_heads is None else num_heads
         self.head_dim = head_dim
         self.head_v_dim = head_dim if head_v_dim is None else head_v_dim
@@ -50,6 +69,30 @@ class LinearHeads(RecurrentMixer):
             self.conv1d.reset_parameters()
         if self.norm is not None:
             self.norm.reset_parameters()
+
+    def _project(
+        self,
+        x: Tensor,
+        real: Tensor | None,
+        document_ids: Tensor | None,
+        state: LinearState | None,
+        return_state: bool,
+    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """The parts of the projection, the first one convolved; and the state of the convolution."""
+        qkv, *rest = self.in_proj(x).split(self.parts, -1)
+        conv = None
+        if self.conv1d is not None:
+            before = None if state is None else state.conv
+            qkv, conv = self.conv1d(qkv, real=real, document_ids=document_ids, state=before, return_state=return_state)
+        return (qkv, *rest), conv
+
+    def _project_step(self, x_t: Tensor, state: LinearState) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The same of one token (B, C)."""
+        qkv, *rest = self.in_proj(x_t).split(self.parts, -1)
+        conv = state.conv
+        if self.conv1d is not None:
+            qkv, conv = self.conv1d.step(qkv, conv)
+        return (qkv, *rest), conv
 
     def _split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = qkv.split((self.key_width, self.key_width, self.value_width), -1)

@@ -48,7 +48,7 @@ class IsotropicConfig:
             option `class_token` that is on are built for the grid without it. "middle" puts it between the two halves
             of the patches, the first being the shorter one: Vision Mamba (2024), arXiv:2401.09417.
         average_layers: the input of every layer is a learned weighted sum of the outputs of all earlier ones, a layer
-            being half of a block; see `mamba_mixer.DepthAverage`.
+            being half of a block; see `depth_averaging.DepthAverage`.
         head: classification head.
         image_size: one number or [H, W]; fixes the grid of mixers that need it.
         frames: T, for clips: the blocks see the grid (T, H, W) of all frames' patches. None for images.

@@ -47,7 +47,7 @@ class PyramidConfig:
         shortcut: paths that lead the inputs of stages past them; None for none.
         fusion: what joins the result of a stage's blocks with what entered them, per stage; None for nothing.
         average_layers: the input of every layer is a learned weighted sum of the outputs of all earlier ones of its
-            stage, a layer being half of a block; see `mamba_mixer.DepthAverage`.
+            stage, a layer being half of a block; see `depth_averaging.DepthAverage`.
         head: classification head.
         image_size: one number or [H, W]; fixes the grids of mixers that need them.
         frames: T, for clips; every frame is encoded for itself, and the head joins them. None for images.

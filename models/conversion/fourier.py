@@ -1,7 +1,7 @@
 """Weights of the official GFNet, AFNO and AFFNet repositories, in our names.
 
 Sources of the layouts: raoyongming/GFNet, NVlabs/AFNO-transformer, microsoft/TokenMixers. Sparsifiner's are those of a
-vision transformer; see `conversion_metaformer`.
+vision transformer; see `metaformer.py`.
 """
 
 from __future__ import annotations
@@ -12,43 +12,25 @@ from typing import Any
 
 from torch import Tensor
 
-from ...mixers.registry import mixer_class
-from ...schema import split_spec
-from .layouts import Layout, StateDict, register_layout
+from .layouts import StateDict
+from .rules import HEAD, PATCHES, POSITIONS, convert_mixers, has_keys, mixer_by_block, register_family, rename
 
-
-def _mixer_name(config: Mapping[str, Any]) -> str:
-    spec = config["mixer"]
-    return split_spec(spec[0] if isinstance(spec, list) else spec, key="model.mixer", kind="mixer")[0]
+_BLOCK, _OURS = r"blocks\.(\d+)\.", r"stages.\1.blocks.0."
 
 
 def convert_official_gfnet(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> StateDict:
     """From the isotropic models of GFNet and AFNO: blocks of `norm1`, `filter`, `norm2`, `mlp`."""
-    single = config.get("block") == "single_skip"  # its second norm has no number
-    out: StateDict = {}
-    filters: dict[str, StateDict] = {}
-    for key, value in tensors.items():
-        if found := re.fullmatch(r"blocks\.(\d+)\.filter\.(.+)", key):
-            filters.setdefault(f"stages.{found[1]}.blocks.0.mixer.", {})[found[2]] = value
-            continue
-        if found := re.fullmatch(r"blocks\.(\d+)\.(.+)", key):
-            name = found[2].replace("mlp.", "channel_mixer.")
-            if single:
-                name = name.replace("norm2.", "norm.").replace("gamma", "layer_scale")
-            key = f"stages.{found[1]}.blocks.0.{name}"
-        elif key.startswith("patch_embed.proj."):
-            key = key.replace("patch_embed.proj", "stem.conv")
-        elif key == "pos_embed":
-            key = "position"
-        elif key.startswith("norm."):
-            key = f"head.{key}"
-        elif key.startswith("head."):
-            key = key.replace("head.", "head.fc.")
-        out[key] = value
-    for prefix, part in filters.items():
-        converted = mixer_class(_mixer_name(config)).convert_official(part)
-        out.update({prefix + name: value for name, value in converted.items()})
-    return out
+    single = [(_BLOCK + r"norm2\.(.+)", _OURS + r"norm.\2"), (_BLOCK + r"gamma", _OURS + "layer_scale")]
+    rules = [
+        (_BLOCK + r"filter\.(.+)", _OURS + r"mixer.\2"),
+        (_BLOCK + r"mlp\.(.+)", _OURS + r"channel_mixer.\2"),
+        *(single if config.get("block") == "single_skip" else []),  # its second norm has no number
+        (_BLOCK + r"(.+)", _OURS + r"\2"),
+        *PATCHES,
+        *POSITIONS,
+        *HEAD,
+    ]
+    return convert_mixers(rename(tensors, rules), mixer_by_block(config))
 
 
 _AFFNET = [  # official prefix -> ours, in the order in which they are tried
@@ -85,21 +67,9 @@ def convert_official_affnet(tensors: Mapping[str, Tensor], config: Mapping[str, 
     return {_affnet_key(key, list(config["depths"])): value for key, value in tensors.items()}
 
 
-register_layout(
-    Layout(
-        "official GFNet or AFNO",
-        lambda keys, config: (
-            config.get("backbone") == "isotropic"
-            and "pos_embed" in keys
-            and any(key.startswith("blocks.0.filter.") for key in keys)
-        ),
-        convert_official_gfnet,
-    )
+register_family(
+    "official GFNet or AFNO", "isotropic", has_keys(r"pos_embed$", r"blocks\.0\.filter\."), convert_official_gfnet
 )
-register_layout(
-    Layout(
-        "official AFFNet",
-        lambda keys, config: config.get("backbone") == "pyramid" and "layer_5.1.conv_proj.block.conv.weight" in keys,
-        convert_official_affnet,
-    )
+register_family(
+    "official AFFNet", "pyramid", has_keys(r"layer_5\.1\.conv_proj\.block\.conv\.weight$"), convert_official_affnet
 )

@@ -24,6 +24,7 @@ from .rules import (
     has_keys,
     mixer_by_block,
     mixer_by_stage,
+    next_stage,
     register_family,
     rename,
 )
@@ -116,16 +117,12 @@ def convert_msmlp(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> S
             (block + r"gamma", ours + "layer_scale"),
             (block + r"pwconv([12])\.(.+)", ours + r"channel_mixer.fc\3.\4"),
             (block + r"(.+)", ours + r"\3"),
-            (r"layers\.(\d+)\.downsample\.proj\.(.+)", r"down.\1.conv.\2"),
-            (r"layers\.(\d+)\.downsample\.norm\.(.+)", r"down.\1.norm.\2"),
+            (r"layers\.(\d+)\.downsample\.proj\.(.+)", r"layers.\1.down.conv.\2"),
+            (r"layers\.(\d+)\.downsample\.norm\.(.+)", r"layers.\1.down.norm.\2"),
             *HEAD,
         ],
     )
-    moved: StateDict = {}
-    for key, value in named.items():
-        if found := re.fullmatch(r"down\.(\d+)\.(.+)", key):
-            key = f"stages.{int(found[1]) + 1}.downsample.{found[2]}"
-        moved[key] = value
+    moved = rename(named, [(r"layers\.(\d+)\.down\.(.+)", next_stage)])
     return convert_mixers(moved, mixer_by_stage(config))
 
 
@@ -136,31 +133,25 @@ _SHORTCUTS = {"conv_s1_28": "1_2", "conv_s1_14": "1_3", "conv_s2_14": "2_3"}
 
 def convert_stripmlp(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> StateDict:
     """From the official Strip-MLP."""
-    named: StateDict = {}
-    for key, value in tensors.items():
-        if key.startswith("patch_embed."):
-            key = key.replace("patch_embed.", "stem.conv.")
-        elif key.startswith("norm."):
-            key = key.replace("norm.", "head.norm.norm.", 1)
-        elif key.startswith("head."):
-            key = key.replace("head.", "head.fc.")
-        elif found := re.fullmatch(r"merging(\d)\.(.+)", key):
-            key = f"stages.{found[1]}.downsample.conv.{found[2]}"
-        elif found := re.fullmatch(r"(conv_s\d_\d+)\.(.+)", key):
-            key = f"shortcut.convs.{_SHORTCUTS.get(found[1], found[1])}.{found[2]}"
-        elif found := re.fullmatch(r"blocks(\d)\.(\d+)\.(.+)", key):
-            key = f"stages.{int(found[1]) - 1}.blocks.{found[2]}.{_strip_block(found[3])}"
-        named[key] = value.flatten() if key.endswith((".grn.gamma", ".grn.beta")) else value
+    block, ours = r"blocks(\d)\.(\d+)\.", r"blocks\1.\2."
+    named = rename(
+        tensors,
+        [
+            (r"patch_embed\.(.+)", r"stem.conv.\1"),
+            (r"norm\.(.+)", r"head.norm.norm.\1"),
+            (r"merging(\d)\.(.+)", r"stages.\1.downsample.conv.\2"),
+            (r"(conv_s\d_\d+)\.(.+)", lambda m: f"shortcut.convs.{_SHORTCUTS.get(m[1], m[1])}.{m[2]}"),
+            (block + r"token_mixing\.dwsc\.conv_merge\.BN\.(.+)", ours + r"norm1.norm.\3"),
+            (block + r"token_mixing\.(.+)", ours + r"mixer.\3"),
+            (block + r"channel_mixing\.conv_77\.(.+)", ours + r"channel_mixer.conv.\3"),
+            (block + r"channel_mixing\.layer_norm\.(.+)", ours + r"channel_mixer.norm.\3"),
+            (block + r"channel_mixing\.(.+)", ours + r"channel_mixer.\3"),
+            *HEAD,
+        ],
+    )
+    named = rename(named, [(block + "(.+)", lambda m: f"stages.{int(m[1]) - 1}.blocks.{m[2]}.{m[3]}")])
+    named = {k: v.flatten() if k.endswith((".grn.gamma", ".grn.beta")) else v for k, v in named.items()}
     return convert_mixers(named, mixer_by_stage(config))
-
-
-def _strip_block(name: str) -> str:
-    """An entry of a Strip-MLP block."""
-    name = re.sub(r"^token_mixing\.dwsc\.conv_merge\.BN\.", "norm1.norm.", name)
-    name = re.sub(r"^token_mixing\.", "mixer.", name)
-    name = re.sub(r"^channel_mixing\.conv_77\.", "channel_mixer.conv.", name)
-    name = re.sub(r"^channel_mixing\.layer_norm\.", "channel_mixer.norm.", name)
-    return re.sub(r"^channel_mixing\.", "channel_mixer.", name)
 
 
 # -- NiNformer

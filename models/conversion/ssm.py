@@ -14,7 +14,17 @@ from torch import Tensor
 
 from ...mixers.recurrent.ssm import Mamba
 from .layouts import StateDict
-from .rules import HEAD, convert_mixers, has_keys, mixer_by_stage, register_family, rename
+from .rules import (
+    HEAD,
+    POSITIONS,
+    convert_mixers,
+    has_keys,
+    linear,
+    mixer_by_stage,
+    next_stage,
+    register_family,
+    rename,
+)
 
 _VMAMBA_BLOCK, _BLOCK = r"layers\.(\d+)\.blocks\.(\d+)\.", r"stages.\1.blocks.\2."
 
@@ -32,20 +42,14 @@ def convert_vmamba(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> 
             (_VMAMBA_BLOCK + r"op\.(.+)", _BLOCK + r"mixer.\3"),
             (_VMAMBA_BLOCK + r"mlp\.(.+)", _BLOCK + r"channel_mixer.\3"),
             (_VMAMBA_BLOCK + r"(.+)", _BLOCK + r"\3"),
-            (r"layers\.(\d+)\.downsample\.1\.(.+)", r"down.\1.conv.\2"),
-            (r"layers\.(\d+)\.downsample\.3\.(.+)", r"down.\1.norm.\2"),
+            (r"layers\.(\d+)\.downsample\.1\.(.+)", r"layers.\1.down.conv.\2"),
+            (r"layers\.(\d+)\.downsample\.3\.(.+)", r"layers.\1.down.norm.\2"),
             (r"classifier\.norm\.(.+)", r"head.norm.\1"),
             (r"classifier\.head\.(.+)", r"head.fc.\1"),
         ],
     )
-    moved: StateDict = {}
-    for key, value in named.items():
-        if key.startswith("down."):
-            _, stage, rest = key.split(".", 2)
-            key = f"stages.{int(stage) + 1}.downsample.{rest}"
-        # the linear layers may be 1x1 convolutions
-        moved[key] = value.flatten(1) if ".channel_mixer." in key and value.ndim == 4 else value
-    return convert_mixers(moved, mixer_by_stage(config))
+    moved = rename(named, [(r"layers\.(\d+)\.down\.(.+)", next_stage)])
+    return convert_mixers(linear(moved), mixer_by_stage(config))
 
 
 def convert_vim(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> StateDict:
@@ -54,8 +58,7 @@ def convert_vim(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Sta
         tensors,
         [
             (r"patch_embed\.proj\.(.+)", r"stem.conv.\1"),
-            (r"cls_token", "class_token"),
-            (r"pos_embed", "position"),
+            *POSITIONS,
             (r"norm_f\.(.+)", r"head.norm.\1"),
             (r"layers\.(\d+)\.norm\.(.+)", r"stages.\1.blocks.0.norm1.\2"),
             (r"layers\.(\d+)\.(mixer\..+)", r"stages.\1.blocks.0.\2"),

@@ -6,7 +6,7 @@ Axis letters: B batch, T frames, H height, W width, C channels, K classes; `*gri
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +18,15 @@ from .stems import ConvStem
 
 HEADS = Parts("head", __name__, context=("dims", "stride", "frames"))
 POOLS = ("avg", "max", "token", "middle_token", "")
+
+
+class HeadOptions(TypedDict, total=False):
+    """What every head of a pooled vector takes; see `Head`."""
+
+    norm: Any
+    norm_first: bool
+    pool: str | None
+    dropout: Probability
 
 
 class Head(nn.Module):
@@ -34,7 +43,14 @@ class Head(nn.Module):
     """
 
     def __init__(
-        self, dim: int, num_classes: int, *, norm: Any, norm_first: bool, pool: str | None, dropout: Probability
+        self,
+        dim: int,
+        num_classes: int,
+        *,
+        norm: Any = "layer_norm",
+        norm_first: bool = False,
+        pool: str | None = None,
+        dropout: Probability = 0.0,
     ) -> None:
         super().__init__()
         self.dim = dim
@@ -81,18 +97,6 @@ class Head(nn.Module):
 class LinearHead(Head):
     """One linear classifier. See `Head` for the options."""
 
-    def __init__(
-        self,
-        dim: int,
-        num_classes: int,
-        *,
-        norm: Any = "layer_norm",
-        norm_first: bool = False,
-        pool: str | None = None,
-        dropout: Probability = 0.0,
-    ) -> None:
-        super().__init__(dim, num_classes, norm=norm, norm_first=norm_first, pool=pool, dropout=dropout)
-
     def reset(self, num_classes: int) -> None:
         self.fc = nn.Linear(self.dim, num_classes) if num_classes > 0 else nn.Identity()
 
@@ -107,7 +111,7 @@ class MlpHead(Head):
     Args:
         ratio: hidden width as a multiple of C.
         eps: of the inner layer norm; 1e-5 in the official code, 1e-6 in timm.
-        norm, norm_first, pool, dropout: see `Head`.
+        common: see `Head`.
     """
 
     def __init__(
@@ -117,13 +121,10 @@ class MlpHead(Head):
         *,
         ratio: Positive = 4.0,
         eps: Epsilon = 1e-5,
-        norm: Any = "layer_norm",
-        norm_first: bool = False,
-        pool: str | None = None,
-        dropout: Probability = 0.0,
+        **common: Unpack[HeadOptions],
     ) -> None:
         self.hidden, self.eps = int(ratio * dim), eps
-        super().__init__(dim, num_classes, norm=norm, norm_first=norm_first, pool=pool, dropout=dropout)
+        super().__init__(dim, num_classes, **common)
 
     def reset(self, num_classes: int) -> None:
         if num_classes > 0:

@@ -7,17 +7,27 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypedDict
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import ConfigError
+from ...schema import Between, Fraction, Probability
 from ..base import Batch, Forward, Task
 
 # A table of K x K counts in a summary is read by people up to about this size.
 MAX_CONFUSION = 100
+
+
+class MixOptions(TypedDict, total=False):
+    """What all tasks of images and classes take; see `ImageClassification`."""
+
+    label_smoothing: Probability
+    mixup: Annotated[float, Between(0, 100)]
+    cutmix: Annotated[float, Between(0, 100)]
+    mix_prob: Fraction
 
 
 class ImageClassification(Task):
@@ -40,7 +50,14 @@ class ImageClassification(Task):
     in_chans: int
     image_size: tuple[int, int]
 
-    def __init__(self, *, label_smoothing: float, mixup: float, cutmix: float, mix_prob: float) -> None:
+    def __init__(
+        self,
+        *,
+        label_smoothing: Probability = 0.0,
+        mixup: Annotated[float, Between(0, 100)] = 0.0,
+        cutmix: Annotated[float, Between(0, 100)] = 0.0,
+        mix_prob: Fraction = 1.0,
+    ) -> None:
         self.label_smoothing = label_smoothing
         self.mixup, self.cutmix = mixup, cutmix
         self.mix_prob = mix_prob

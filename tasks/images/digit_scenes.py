@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -58,6 +58,13 @@ def draw(digits: Tensor, places: Tensor, side: int) -> Tensor:
     return canvas
 
 
+class SceneOptions(TypedDict, total=False):
+    """What all tasks on scenes take with the same defaults; see `DigitScenes`."""
+
+    num_train: Size
+    num_eval: Size
+
+
 class DigitScenes(Task):
     """Base of the tasks on scenes. A subclass gives `describe`, `render` and what a task needs besides.
 
@@ -72,7 +79,15 @@ class DigitScenes(Task):
     unit: ClassVar[str] = "clips"
 
     def __init__(
-        self, *, canvas: int, num_digits: int, noise: float, num_train: int, num_eval: int, frames: int, least: int
+        self,
+        *,
+        canvas: int,
+        num_digits: int,
+        noise: float,
+        frames: int,
+        least: int,
+        num_train: Size = 4000,
+        num_eval: Size = 500,
     ) -> None:
         check_at_least(canvas, least, key="canvas")
         self.canvas, self.num_digits, self.noise, self.frames = canvas, num_digits, noise, frames
@@ -161,7 +176,7 @@ class ChangeDigits(DigitScenes, name="change_digits"):
         num_digits: digits of the first image.
         change: probability that a digit changes.
         shift: largest displacement of the second image, in pixels and each direction.
-        noise, num_train, num_eval: see `DigitScenes`.
+        noise, sets: see `DigitScenes`.
 
     Raises:
         ConfigError: a canvas without a free cell, or values out of range.
@@ -178,18 +193,9 @@ class ChangeDigits(DigitScenes, name="change_digits"):
         change: Annotated[float, Between(0, 1, above=True, below=True)] = 0.4,
         shift: Count = 1,
         noise: Annotated[float, Between(0, 10)] = 0.1,
-        num_train: Size = 4000,
-        num_eval: Size = 500,
+        **sets: Unpack[SceneOptions],
     ) -> None:
-        super().__init__(
-            canvas=canvas,
-            num_digits=num_digits,
-            noise=noise,
-            num_train=num_train,
-            num_eval=num_eval,
-            frames=2,
-            least=2 * SIDE,
-        )
+        super().__init__(canvas=canvas, num_digits=num_digits, noise=noise, frames=2, least=2 * SIDE, **sets)
         self.cell = SIDE + 2 * shift
         self.columns = canvas // self.cell
         if num_digits >= self.columns**2:

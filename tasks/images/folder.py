@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Annotated, Any, Protocol
+from typing import IO, Annotated, Any, Protocol, Unpack
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from ...schema import Between, Fraction, Probability, Share, Size
 from ..base import Batch
 from ..folders import LeftOut, class_files, same_classes, split_folders
 from .augment import seeded
-from .classification import ImageClassification
+from .classification import ImageClassification, MixOptions
 from .decode import UNREADABLE, image_suffixes, peculiarities, read_image, to_rgb
 from .preprocessing import TimmImage
 
@@ -78,6 +78,17 @@ def _natural(name: str) -> tuple[Any, str]:
     return natural_key(name), name
 
 
+class StoredOptions(MixOptions, total=False):
+    """What all sets of image files take; see `StoredImages`."""
+
+    image_size: Size
+    crop_scale: Share
+    flip: bool
+    color_jitter: Annotated[float, Between(0, 10)]
+    erase: Fraction
+    randaugment: str | None
+
+
 class StoredImages(ImageClassification):
     """Base of the image sets that are decoded file by file, with timm's transforms.
 
@@ -92,24 +103,21 @@ class StoredImages(ImageClassification):
         color_jitter: strength of brightness, contrast and saturation jitter; not used with `randaugment`.
         erase: probability of random erasing.
         randaugment: timm's policy, e.g. `rand-m9-mstd0.5-inc1`; None for none.
-        label_smoothing, mixup, cutmix, mix_prob: see `ImageClassification`.
+        mixing: see `ImageClassification`.
     """
 
     def __init__(
         self,
         *,
-        image_size: int,
-        crop_scale: float,
-        flip: bool,
-        color_jitter: float,
-        erase: float,
-        randaugment: str | None,
-        label_smoothing: float,
-        mixup: float,
-        cutmix: float,
-        mix_prob: float,
+        image_size: Size = 224,
+        crop_scale: Share = 0.35,
+        flip: bool = True,
+        color_jitter: Annotated[float, Between(0, 10)] = 0.3,
+        erase: Fraction = 0.0,
+        randaugment: str | None = None,
+        **mixing: Unpack[MixOptions],
     ) -> None:
-        super().__init__(label_smoothing=label_smoothing, mixup=mixup, cutmix=cutmix, mix_prob=mix_prob)
+        super().__init__(**mixing)
         from timm.data import create_transform
 
         self.image_size, self.in_chans = (image_size, image_size), 3
@@ -277,38 +285,11 @@ class ImageFolder(StoredImages, name="imagefolder"):
     Args:
         root: the folder.
         num_classes: number of classes that must be there; None takes what is found.
-        image_size, crop_scale, flip, color_jitter, erase, randaugment, label_smoothing, mixup, cutmix, mix_prob: as in
-            `StoredImages`.
+        common: see `StoredImages`.
     """
 
-    def __init__(
-        self,
-        *,
-        root: str,
-        num_classes: Size | None = None,
-        image_size: Size = 224,
-        crop_scale: Share = 0.35,
-        flip: bool = True,
-        color_jitter: Annotated[float, Between(0, 10)] = 0.3,
-        erase: Fraction = 0.0,
-        randaugment: str | None = None,
-        label_smoothing: Probability = 0.0,
-        mixup: Annotated[float, Between(0, 100)] = 0.0,
-        cutmix: Annotated[float, Between(0, 100)] = 0.0,
-        mix_prob: Fraction = 1.0,
-    ) -> None:
-        super().__init__(
-            image_size=image_size,
-            crop_scale=crop_scale,
-            flip=flip,
-            color_jitter=color_jitter,
-            erase=erase,
-            randaugment=randaugment,
-            label_smoothing=label_smoothing,
-            mixup=mixup,
-            cutmix=cutmix,
-            mix_prob=mix_prob,
-        )
+    def __init__(self, *, root: str, num_classes: Size | None = None, **common: Unpack[StoredOptions]) -> None:
+        super().__init__(**common)
         self.root, self.num_classes = Path(root).expanduser(), num_classes
 
     def _open_splits(self) -> dict[str, Reader]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
 from ...errors import ConfigError
-from ...schema import Between, Fraction, Probability, Share, Size
-from .folder import Reader, StoredImages
+from .folder import Reader, StoredImages, StoredOptions
 
 
 class HuggingFaceImages(StoredImages, name="hfds"):
@@ -21,7 +20,7 @@ class HuggingFaceImages(StoredImages, name="hfds"):
         dataset: its name on the hub, e.g. `uoft-cs/cifar10`, or a folder that `datasets.load_dataset` reads.
         train_split, val_split, test_split: names of its splits; None where there is none.
         input_key, target_key: names of its columns.
-        image_size, crop_scale, flip, color_jitter, erase, randaugment, label_smoothing, mixup: as in `StoredImages`.
+        common: see `StoredImages`.
     """
 
     def __init__(
@@ -33,27 +32,9 @@ class HuggingFaceImages(StoredImages, name="hfds"):
         test_split: str | None = "test",
         input_key: str = "image",
         target_key: str = "label",
-        image_size: Size = 224,
-        crop_scale: Share = 0.35,
-        flip: bool = True,
-        color_jitter: Annotated[float, Between(0, 10)] = 0.3,
-        erase: Fraction = 0.0,
-        randaugment: str | None = None,
-        label_smoothing: Probability = 0.0,
-        mixup: Annotated[float, Between(0, 100)] = 0.0,
+        **common: Unpack[StoredOptions],
     ) -> None:
-        super().__init__(
-            image_size=image_size,
-            crop_scale=crop_scale,
-            flip=flip,
-            color_jitter=color_jitter,
-            erase=erase,
-            randaugment=randaugment,
-            label_smoothing=label_smoothing,
-            mixup=mixup,
-            cutmix=0.0,
-            mix_prob=1.0,
-        )
+        super().__init__(**common)
         self.dataset = dataset
         self.names = {"train": train_split, "val": val_split, "test": test_split}
         self.input_key, self.target_key = input_key, target_key

@@ -12,17 +12,17 @@ import socket
 import struct
 import zlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ...errors import ConfigError
-from ...schema import Between, Count, Fraction, Probability, Size
+from ...schema import Count, Fraction, Size
 from ..base import Batch
 from .augment import rand_augment, random_crop, random_erase, random_flip
-from .classification import ImageClassification
+from .classification import ImageClassification, MixOptions
 from .preprocessing import NormalisedImage
 
 # Debian's package dataset-fashion-mnist puts the four files here.
@@ -62,6 +62,21 @@ def stratified(labels: np.ndarray, counts: list[int], seed: int = 0) -> list[np.
     return found
 
 
+class _WithoutMoves(MixOptions, total=False):
+    """What all sets in memory take, but for crops and flips."""
+
+    image_size: Size | None
+    erase: Fraction
+    randaugment: str | None
+
+
+class MemoryOptions(_WithoutMoves, total=False):
+    """What all sets in memory take; see `MemoryImages`."""
+
+    crop_padding: Count
+    flip: bool
+
+
 class MemoryImages(ImageClassification):
     """Base of the sets in memory: batches are gathered and augmented as tensors, no image at a time.
 
@@ -73,7 +88,7 @@ class MemoryImages(ImageClassification):
         flip: mirror left to right at random.
         erase: probability of random erasing.
         randaugment: timm's RandAugment policy, e.g. `rand-m9-mstd0.5-inc1`; None for none. Slow: image by image.
-        label_smoothing, mixup, cutmix, mix_prob: see `ImageClassification`.
+        mixing: see `ImageClassification`.
     """
 
     def __init__(
@@ -84,12 +99,9 @@ class MemoryImages(ImageClassification):
         flip: bool = False,
         erase: Fraction = 0.0,
         randaugment: str | None = None,
-        label_smoothing: Probability = 0.0,
-        mixup: Annotated[float, Between(0, 100)] = 0.0,
-        cutmix: Annotated[float, Between(0, 100)] = 0.0,
-        mix_prob: Fraction = 1.0,
+        **mixing: Unpack[MixOptions],
     ) -> None:
-        super().__init__(label_smoothing=label_smoothing, mixup=mixup, cutmix=cutmix, mix_prob=mix_prob)
+        super().__init__(**mixing)
         self.resize = image_size
         self.crop_padding, self.flip = crop_padding, flip
         self.erase = erase
@@ -211,37 +223,13 @@ class FashionMnist(MemoryImages, name="fashion_mnist"):
 
     Args:
         root: folder that holds the files (`train-images-idx3-ubyte.gz`, ...); None looks as said above.
-        image_size, crop_padding, flip, erase, randaugment, label_smoothing, mixup, cutmix, mix_prob: as in
-            `MemoryImages`.
+        common: see `MemoryImages`.
     """
 
     train_size = 55_000
 
-    def __init__(
-        self,
-        *,
-        root: str | None = None,
-        image_size: Size | None = None,
-        crop_padding: Count = 0,
-        flip: bool = False,
-        erase: Fraction = 0.0,
-        randaugment: str | None = None,
-        label_smoothing: Probability = 0.0,
-        mixup: Annotated[float, Between(0, 100)] = 0.0,
-        cutmix: Annotated[float, Between(0, 100)] = 0.0,
-        mix_prob: Fraction = 1.0,
-    ) -> None:
-        super().__init__(
-            image_size=image_size,
-            crop_padding=crop_padding,
-            flip=flip,
-            erase=erase,
-            randaugment=randaugment,
-            label_smoothing=label_smoothing,
-            mixup=mixup,
-            cutmix=cutmix,
-            mix_prob=mix_prob,
-        )
+    def __init__(self, *, root: str | None = None, **common: Unpack[MemoryOptions]) -> None:
+        super().__init__(**common)
         self.root = root
 
     def _find(self) -> Path:
@@ -319,8 +307,8 @@ class Cifar10(MemoryImages, name="cifar10"):
     Args:
         root: folder that holds `cifar-10-batches-py`; None for the cache.
         download: let torchvision fetch it when it is not there.
-        image_size, crop_padding, flip, erase, randaugment, label_smoothing, mixup, cutmix, mix_prob: as in
-            `MemoryImages`, but padding 4 and flipping, the usual augmentation, are the defaults.
+        crop_padding, flip: as in `MemoryImages`, but on, the usual augmentation.
+        common: see `MemoryImages`.
     """
 
     torchvision_name = "CIFAR10"
@@ -332,27 +320,11 @@ class Cifar10(MemoryImages, name="cifar10"):
         *,
         root: str | None = None,
         download: bool = True,
-        image_size: Size | None = None,
         crop_padding: Count = 4,
         flip: bool = True,
-        erase: Fraction = 0.0,
-        randaugment: str | None = None,
-        label_smoothing: Probability = 0.0,
-        mixup: Annotated[float, Between(0, 100)] = 0.0,
-        cutmix: Annotated[float, Between(0, 100)] = 0.0,
-        mix_prob: Fraction = 1.0,
+        **common: Unpack[_WithoutMoves],
     ) -> None:
-        super().__init__(
-            image_size=image_size,
-            crop_padding=crop_padding,
-            flip=flip,
-            erase=erase,
-            randaugment=randaugment,
-            label_smoothing=label_smoothing,
-            mixup=mixup,
-            cutmix=cutmix,
-            mix_prob=mix_prob,
-        )
+        super().__init__(crop_padding=crop_padding, flip=flip, **common)
         self.root, self.download = root, download
 
     def load(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Unpack
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from ...schema import Between, Probability, Size
 from ..base import Batch, Forward
 from ..sequence.sequence import check_at_least
 from .classification import ImageClassification
-from .digit_scenes import SIDE, DigitScenes, draw
+from .digit_scenes import SIDE, DigitScenes, SceneOptions, draw
 
 # (row, column) per frame of unit speed; what circles turns about the middle of the canvas
 _DIRECTIONS = {"still": (0, 0), "right": (0, 1), "left": (0, -1), "down": (1, 0), "up": (-1, 0)}
@@ -37,22 +37,13 @@ class _Motion(DigitScenes):
         num_digits: int,
         speed: int,
         noise: float,
-        num_train: int,
-        num_eval: int,
         frames: int,
         moments: int,
+        **sets: Unpack[SceneOptions],
     ) -> None:
         self.speed, self.moments = speed, moments
         least = SIDE + speed * (moments - 1) + 1
-        super().__init__(
-            canvas=canvas,
-            num_digits=num_digits,
-            noise=noise,
-            num_train=num_train,
-            num_eval=num_eval,
-            frames=frames,
-            least=least,
-        )
+        super().__init__(canvas=canvas, num_digits=num_digits, noise=noise, frames=frames, least=least, **sets)
 
     def describe(self, count: int, digits: int, rng: np.random.RandomState) -> dict[str, np.ndarray]:
         room, shape = self.canvas - SIDE, (count, self.num_digits)
@@ -90,7 +81,7 @@ class MovingDigits(_Motion, ImageClassification, name="moving_digits"):
         num_digits: digits of a scene; all move alike.
         frames: T.
         speed: largest speed, in pixels per frame; every clip has a whole number from 1 to it.
-        noise, num_train, num_eval: see `DigitScenes`.
+        noise, sets: see `DigitScenes`.
         label_smoothing: see `ImageClassification`.
 
     Raises:
@@ -105,9 +96,8 @@ class MovingDigits(_Motion, ImageClassification, name="moving_digits"):
         frames: Size = 6,
         speed: Size = 2,
         noise: Annotated[float, Between(0, 10)] = 0.2,
-        num_train: Size = 4000,
-        num_eval: Size = 500,
         label_smoothing: Probability = 0.0,
+        **sets: Unpack[SceneOptions],
     ) -> None:
         check_at_least(frames, 2, key="frames")
         _Motion.__init__(
@@ -116,12 +106,11 @@ class MovingDigits(_Motion, ImageClassification, name="moving_digits"):
             num_digits=num_digits,
             speed=speed,
             noise=noise,
-            num_train=num_train,
-            num_eval=num_eval,
             frames=frames,
             moments=frames,
+            **sets,
         )
-        ImageClassification.__init__(self, label_smoothing=label_smoothing, mixup=0.0, cutmix=0.0, mix_prob=1.0)
+        ImageClassification.__init__(self, label_smoothing=label_smoothing)
         self.classes = [*_DIRECTIONS, *_TURNS]
 
     def render(self, scenes: dict[str, Tensor], digits: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,7 +136,7 @@ class MiddleFrame(_Motion, name="moving_digits_middle"):
 
     Args:
         canvas, num_digits, speed: as of `MovingDigits`; the two given frames are twice the speed apart.
-        noise, num_train, num_eval: see `DigitScenes`; only what is given is noisy.
+        noise, sets: see `DigitScenes`; only what is given is noisy.
     """
 
     metric: ClassVar[str] = "psnr"
@@ -160,19 +149,9 @@ class MiddleFrame(_Motion, name="moving_digits_middle"):
         num_digits: Size = 2,
         speed: Size = 3,
         noise: Annotated[float, Between(0, 10)] = 0.0,
-        num_train: Size = 4000,
-        num_eval: Size = 500,
+        **sets: Unpack[SceneOptions],
     ) -> None:
-        super().__init__(
-            canvas=canvas,
-            num_digits=num_digits,
-            speed=speed,
-            noise=noise,
-            num_train=num_train,
-            num_eval=num_eval,
-            frames=2,
-            moments=3,
-        )
+        super().__init__(canvas=canvas, num_digits=num_digits, speed=speed, noise=noise, frames=2, moments=3, **sets)
 
     def render(self, scenes: dict[str, Tensor], digits: Tensor) -> tuple[Tensor, Tensor]:
         first, middle, last = self.clip(scenes, digits).unbind(1)

@@ -5,17 +5,36 @@ Axis letters: B sequences, N tokens of a sequence, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 import numpy as np
 
 from ...errors import OptionError
 from ...schema import Probability, Seed, Size
 from .mad_data import fuzzy_recall, recall
-from .sequence import IGNORE, Arrays, Generated, RandomState, check_at_least, weighted
+from .sequence import IGNORE, Arrays, Generated, RandomState, SetOptions, check_at_least, weighted
 
 
-class InContextRecall(Generated, name="mad_in_context_recall"):
+class _EvaluationSets(TypedDict, total=False):
+    num_eval: Size
+    seed: Seed
+
+
+class Mad(Generated):
+    """Base of the six, with the suite's numbers of sequences; see `Generated`."""
+
+    def __init__(self, *, num_train: Size = 12_800, num_eval: Size = 1_280, seed: Seed = 0) -> None:
+        super().__init__(num_train=num_train, num_eval=num_eval, seed=seed)
+
+
+class RecallOptions(SetOptions, total=False):
+    """What `InContextRecall` takes, but for the vocabulary."""
+
+    sequence_length: Size
+    multi_query: bool
+
+
+class InContextRecall(Mad, name="mad_in_context_recall"):
     """In-context recall. MAD (2024), arXiv:2403.17844.
 
     Pairs `key value` with one value per key and sequence: keys are the lower half of the vocabulary, values the upper
@@ -27,7 +46,7 @@ class InContextRecall(Generated, name="mad_in_context_recall"):
         vocab_size: V. With `multi_query=false` the id V - 1 stands before the final key.
         sequence_length: N, even; with `multi_query` a sequence has N - 1 tokens.
         multi_query: ask at every repeated key.
-        num_train, num_eval, seed: see `Generated`.
+        sets: see `Mad`.
 
     Raises:
         ConfigError: an odd or too short length, or no room for keys and values in the vocabulary.
@@ -42,11 +61,9 @@ class InContextRecall(Generated, name="mad_in_context_recall"):
         vocab_size: Size = 16,
         sequence_length: Size = 128,
         multi_query: bool = True,
-        num_train: Size = 12_800,
-        num_eval: Size = 1_280,
-        seed: Seed = 0,
+        **sets: Unpack[SetOptions],
     ) -> None:
-        super().__init__(num_train=num_train, num_eval=num_eval, seed=seed)
+        super().__init__(**sets)
         if sequence_length % 2:
             raise OptionError("sequence_length", f"{sequence_length} is odd; the sequence is made of pairs.")
         check_at_least(sequence_length, 4, key="sequence_length", why="one pair and the final key")
@@ -80,7 +97,7 @@ class NoisyInContextRecall(InContextRecall, name="mad_noisy_in_context_recall"):
         vocab_size: V, noise included.
         noise_vocab_size: number of noise ids.
         frac_noise: probability that a pair is noise, in [0, 1).
-        sequence_length, multi_query, num_train, num_eval, seed: see `InContextRecall`.
+        common: see `InContextRecall`.
 
     Raises:
         ConfigError: as `InContextRecall`, or noise without ids for it.
@@ -92,25 +109,14 @@ class NoisyInContextRecall(InContextRecall, name="mad_noisy_in_context_recall"):
         vocab_size: Size = 32,
         noise_vocab_size: Size = 16,
         frac_noise: Probability = 0.2,
-        sequence_length: Size = 128,
-        multi_query: bool = True,
-        num_train: Size = 12_800,
-        num_eval: Size = 1_280,
-        seed: Seed = 0,
+        **common: Unpack[RecallOptions],
     ) -> None:
         self.noise_vocab_size = noise_vocab_size
         self.frac_noise = frac_noise
-        super().__init__(
-            vocab_size=vocab_size,
-            sequence_length=sequence_length,
-            multi_query=multi_query,
-            num_train=num_train,
-            num_eval=num_eval,
-            seed=seed,
-        )
+        super().__init__(vocab_size=vocab_size, **common)
 
 
-class FuzzyInContextRecall(Generated, name="mad_fuzzy_in_context_recall"):
+class FuzzyInContextRecall(Mad, name="mad_fuzzy_in_context_recall"):
     """Fuzzy in-context recall: keys and values of several tokens. MAD (2024), arXiv:2403.17844.
 
     Keys and values are tuples of distinct tokens, of sizes that vary in training; keys of validation and test have the
@@ -131,7 +137,7 @@ class FuzzyInContextRecall(Generated, name="mad_fuzzy_in_context_recall"):
         v_motif_size: longest value.
         multi_query: ask at every repeated key, not only at the end.
         stopping: see above.
-        num_train, num_eval, seed: see `Generated`.
+        sets: see `Mad`.
 
     Raises:
         ConfigError: a vocabulary too small for such tuples, or a length without room for two pairs.
@@ -146,11 +152,9 @@ class FuzzyInContextRecall(Generated, name="mad_fuzzy_in_context_recall"):
         v_motif_size: Size = 3,
         multi_query: bool = True,
         stopping: Literal["mad_lab", "reserve"] = "mad_lab",
-        num_train: Size = 12_800,
-        num_eval: Size = 1_280,
-        seed: Seed = 0,
+        **sets: Unpack[SetOptions],
     ) -> None:
-        super().__init__(num_train=num_train, num_eval=num_eval, seed=seed)
+        super().__init__(**sets)
         special = 1 if multi_query else 2
         half = max(k_motif_size, v_motif_size, 2)
         why = f"{special} special and twice {half} others, for motifs of that size"
@@ -175,7 +179,7 @@ class FuzzyInContextRecall(Generated, name="mad_fuzzy_in_context_recall"):
         )
 
 
-class Memorization(Generated, name="mad_memorization"):
+class Memorization(Mad, name="mad_memorization"):
     """Memorization of a fixed map. MAD (2024), arXiv:2403.17844.
 
     A key, the token V - 1, a key, the token V - 1, ... Loss and accuracy are taken at every V - 1: the target is the
@@ -186,7 +190,7 @@ class Memorization(Generated, name="mad_memorization"):
         vocab_size: V: the lower half of the V - 1 normal ids are keys, the rest values.
         sequence_length: N, even.
         kv_map_seed: of the map.
-        num_train, num_eval, seed: see `Generated`.
+        num_train, sets: see `Mad`.
 
     Raises:
         ConfigError: an odd or too short length, or a vocabulary without two keys and two values.
@@ -199,10 +203,9 @@ class Memorization(Generated, name="mad_memorization"):
         sequence_length: Size = 32,
         kv_map_seed: Seed = 12345,
         num_train: Size = 256,
-        num_eval: Size = 1_280,
-        seed: Seed = 0,
+        **sets: Unpack[_EvaluationSets],
     ) -> None:
-        super().__init__(num_train=num_train, num_eval=num_eval, seed=seed)
+        super().__init__(num_train=num_train, **sets)
         if sequence_length % 2:
             raise OptionError("sequence_length", f"{sequence_length} is odd; the sequence is made of pairs.")
         check_at_least(vocab_size, 5, key="vocab_size", why="two keys, two values and one other")
@@ -223,7 +226,7 @@ class Memorization(Generated, name="mad_memorization"):
         return ids, target
 
 
-class Compression(Generated, name="mad_compression"):
+class Compression(Mad, name="mad_compression"):
     """Compression into the last token. MAD (2024), arXiv:2403.17844.
 
     N - 1 random tokens and the token V - 1; the targets, at every position, are the tokens themselves. It is a task
@@ -233,7 +236,7 @@ class Compression(Generated, name="mad_compression"):
     Args:
         vocab_size: V.
         sequence_length: N.
-        num_train, num_eval, seed: see `Generated`.
+        sets: see `Mad`.
 
     Raises:
         ConfigError: fewer than 3 ids, or fewer than 2 tokens.
@@ -246,11 +249,9 @@ class Compression(Generated, name="mad_compression"):
         *,
         vocab_size: Size = 16,
         sequence_length: Size = 32,
-        num_train: Size = 12_800,
-        num_eval: Size = 1_280,
-        seed: Seed = 0,
+        **sets: Unpack[SetOptions],
     ) -> None:
-        super().__init__(num_train=num_train, num_eval=num_eval, seed=seed)
+        super().__init__(**sets)
         check_at_least(vocab_size, 3, key="vocab_size", why="two to compress and one other")
         check_at_least(sequence_length, 2, key="sequence_length", why="one to compress and the last one")
         self.vocab_size, self.sequence_length = vocab_size, sequence_length
@@ -261,7 +262,7 @@ class Compression(Generated, name="mad_compression"):
         return ids, ids
 
 
-class MadSelectiveCopying(Generated, name="mad_selective_copying"):
+class MadSelectiveCopying(Mad, name="mad_selective_copying"):
     """Selective copying as in MAD (2024), arXiv:2403.17844.
 
     The data tokens stand in order at random places among blanks (V - 2), then comes the copy token V - 1, then as many
@@ -272,7 +273,7 @@ class MadSelectiveCopying(Generated, name="mad_selective_copying"):
         vocab_size: V.
         sequence_length: N.
         num_tokens_to_copy: data tokens, ids of [0, V - 2).
-        num_train, num_eval, seed: see `Generated`.
+        sets: see `Mad`.
 
     Raises:
         ConfigError: fewer than 4 ids, or no room for the data, the copy token and the answer.
@@ -284,11 +285,9 @@ class MadSelectiveCopying(Generated, name="mad_selective_copying"):
         vocab_size: Size = 16,
         sequence_length: Size = 256,
         num_tokens_to_copy: Size = 16,
-        num_train: Size = 12_800,
-        num_eval: Size = 1_280,
-        seed: Seed = 0,
+        **sets: Unpack[SetOptions],
     ) -> None:
-        super().__init__(num_train=num_train, num_eval=num_eval, seed=seed)
+        super().__init__(**sets)
         check_at_least(vocab_size, 4, key="vocab_size", why="a blank, the copy token and two others")
         why = f"places for {num_tokens_to_copy} tokens and their copies, and the copy token (task.num_tokens_to_copy)"
         check_at_least(sequence_length, 2 * num_tokens_to_copy + 1, key="sequence_length", why=why)

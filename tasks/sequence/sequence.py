@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import OptionError
+from ...schema import Seed, Size
 from ..base import Batch, Forward, Task
 from .preprocessing import Ids, pad_right
 
@@ -153,6 +154,14 @@ class SequenceClassification(SequenceTask):
         metrics["accuracy"].update((logits.argmax(-1) == target).float())
 
 
+class SetOptions(TypedDict, total=False):
+    """What all synthetic tasks take; see `Generated`."""
+
+    num_train: Size
+    num_eval: Size
+    seed: Seed
+
+
 class Generated(TokenPrediction):
     """Base of the synthetic tasks: sequences made by `generate`, a fixed set per split that `seed` decides.
 
@@ -164,7 +173,7 @@ class Generated(TokenPrediction):
         seed: of the data; the run's own `seed` changes neither.
     """
 
-    def __init__(self, *, num_train: int, num_eval: int, seed: int) -> None:
+    def __init__(self, *, num_train: Size = 50_000, num_eval: Size = 2_000, seed: Seed = 0) -> None:
         self.num_train = num_train
         self.num_eval = num_eval
         self.seed = seed

@@ -5,14 +5,14 @@ Axis letters: B sequences, N tokens of a sequence, V vocabulary, P key-value pai
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Unpack
 
 import numpy as np
 import torch
 
 from ...errors import OptionError
 from ...schema import Between, Seed, Size
-from .sequence import IGNORE, Arrays, Generated, RandomState, check_at_least, distinct, weighted
+from .sequence import IGNORE, Arrays, Generated, RandomState, SetOptions, check_at_least, distinct, weighted
 
 
 def _mqar_layout(length: int, keys: np.ndarray, values: np.ndarray, gaps: np.ndarray) -> Arrays:
@@ -151,7 +151,7 @@ class SelectiveCopying(Generated, name="selective_copying"):
         vocab_size: V.
         sequence_length: N, markers included.
         num_tokens: data tokens.
-        num_train, num_eval, seed: see `Generated`.
+        sets: see `Generated`.
 
     Raises:
         ConfigError: a vocabulary of fewer than 4, or a length without a place for every data token and marker.
@@ -163,11 +163,9 @@ class SelectiveCopying(Generated, name="selective_copying"):
         vocab_size: Size = 16,
         sequence_length: Size = 256,
         num_tokens: Size = 16,
-        num_train: Size = 50_000,
-        num_eval: Size = 2_000,
-        seed: Seed = 0,
+        **sets: Unpack[SetOptions],
     ) -> None:
-        super().__init__(num_train=num_train, num_eval=num_eval, seed=seed)
+        super().__init__(**sets)
         check_at_least(vocab_size, 4, key="vocab_size", why="a blank, a marker and two data tokens")
         why = f"places for {num_tokens} data tokens and as many markers (task.num_tokens)"
         check_at_least(sequence_length, 2 * num_tokens, key="sequence_length", why=why)
@@ -195,7 +193,7 @@ class InductionHeads(Generated, name="induction_heads"):
         vocab_size: V.
         sequence_length: N.
         eval_length: N of validation and test, to see whether the length generalises; None for the same.
-        num_train, num_eval, seed: see `Generated`.
+        sets: see `Generated`.
 
     Raises:
         ConfigError: fewer than 3 ids, or fewer than 3 tokens.
@@ -207,11 +205,9 @@ class InductionHeads(Generated, name="induction_heads"):
         vocab_size: Size = 16,
         sequence_length: Size = 256,
         eval_length: Size | None = None,
-        num_train: Size = 50_000,
-        num_eval: Size = 2_000,
-        seed: Seed = 0,
+        **sets: Unpack[SetOptions],
     ) -> None:
-        super().__init__(num_train=num_train, num_eval=num_eval, seed=seed)
+        super().__init__(**sets)
         check_at_least(vocab_size, 3, key="vocab_size", why="the special token and two others")
         why = "the special token, what follows it, and the special token again"
         check_at_least(sequence_length, 3, key="sequence_length", why=why)

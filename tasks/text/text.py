@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -42,6 +42,22 @@ _HASH_LIMIT = 2**30
 _PIECE = 2**20
 
 
+class WindowOptions(TypedDict, total=False):
+    """What all tasks over windows take, but for the length; see `Windows`."""
+
+    eval_stride: Size | None
+    packed: bool
+    objective: Literal["causal_lm", "masked_lm"]
+    mask_fraction: Probability
+
+
+class ByteOptions(WindowOptions, total=False):
+    """What all tasks over bytes take; see `ByteText`."""
+
+    sequence_length: Size
+    eval_bytes: Annotated[int, AtLeast(2)] | None
+
+
 class Windows(TokenPrediction):
     """Base of the tasks over streams of tokens: a split is one array of ids, a sample is a window of it.
 
@@ -72,11 +88,11 @@ class Windows(TokenPrediction):
     def __init__(
         self,
         *,
-        sequence_length: int,
-        eval_stride: int | None,
-        packed: bool,
-        objective: Literal["causal_lm", "masked_lm"],
-        mask_fraction: float,
+        sequence_length: Size,
+        eval_stride: Size | None = None,
+        packed: bool = False,
+        objective: Literal["causal_lm", "masked_lm"] = "causal_lm",
+        mask_fraction: Probability = 0.15,
     ) -> None:
         self.sequence_length = sequence_length
         self.eval_stride = sequence_length if eval_stride is None else eval_stride
@@ -190,7 +206,7 @@ class ByteText(Windows):
     Args:
         eval_bytes: most bytes of validation and of test; None for all. Documents of these splits are in a fixed random
             order, so the beginning is a fair sample.
-        sequence_length, eval_stride, packed, objective, mask_fraction: see `Windows`.
+        sequence_length, windows: see `Windows`.
     """
 
     metric: ClassVar[str] = "bpb"
@@ -202,19 +218,10 @@ class ByteText(Windows):
         self,
         *,
         sequence_length: Size = 256,
-        eval_stride: Size | None = None,
         eval_bytes: Annotated[int, AtLeast(2)] | None = None,
-        packed: bool = False,
-        objective: Literal["causal_lm", "masked_lm"] = "causal_lm",
-        mask_fraction: Probability = 0.15,
+        **windows: Unpack[WindowOptions],
     ) -> None:
-        super().__init__(
-            sequence_length=sequence_length,
-            eval_stride=eval_stride,
-            packed=packed,
-            objective=objective,
-            mask_fraction=mask_fraction,
-        )
+        super().__init__(sequence_length=sequence_length, **windows)
         self.eval_bytes = eval_bytes
 
     def preprocessing(self) -> Bytes:
@@ -277,7 +284,7 @@ class TextFiles(ByteText, name="text"):
         path: file or folder.
         val_path: file or folder for validation.
         suffixes: of the files that count in a folder.
-        sequence_length, eval_stride, eval_bytes, packed, objective, mask_fraction: see `ByteText`.
+        common: see `ByteText`.
     """
 
     def __init__(
@@ -286,21 +293,9 @@ class TextFiles(ByteText, name="text"):
         path: str,
         val_path: str | None = None,
         suffixes: list[str] = list(TEXT_SUFFIXES),  # noqa: B006 - read only
-        sequence_length: Size = 256,
-        eval_stride: Size | None = None,
-        eval_bytes: Annotated[int, AtLeast(2)] | None = None,
-        packed: bool = False,
-        objective: Literal["causal_lm", "masked_lm"] = "causal_lm",
-        mask_fraction: Probability = 0.15,
+        **common: Unpack[ByteOptions],
     ) -> None:
-        super().__init__(
-            sequence_length=sequence_length,
-            eval_stride=eval_stride,
-            eval_bytes=eval_bytes,
-            packed=packed,
-            objective=objective,
-            mask_fraction=mask_fraction,
-        )
+        super().__init__(**common)
         self.path, self.val_path = Path(path).expanduser(), None if val_path is None else Path(val_path).expanduser()
         self.suffixes = tuple(s.lower() for s in suffixes)
         self._left = LeftOut()
@@ -340,7 +335,7 @@ class HubText(ByteText, name="hf_text"):
         train_split, val_split, test_split: its splits. Without `val_split` a hash of the row's number decides: about
             90% / 5% / 5% of `train_split`. `test_split` may be None.
         max_documents: most rows of a split; None for all.
-        sequence_length, eval_stride, eval_bytes, packed: see `ByteText`.
+        common: see `ByteText`.
     """
 
     def __init__(
@@ -353,12 +348,9 @@ class HubText(ByteText, name="hf_text"):
         val_split: str | None = "validation",
         test_split: str | None = None,
         max_documents: Size | None = None,
-        sequence_length: Size = 256,
-        eval_stride: Size | None = None,
-        eval_bytes: Annotated[int, AtLeast(2)] | None = None,
-        packed: bool = False,
+        **common: Unpack[ByteOptions],
     ) -> None:
-        super().__init__(sequence_length=sequence_length, eval_stride=eval_stride, eval_bytes=eval_bytes, packed=packed)
+        super().__init__(**common)
         self.dataset, self.config, self.text_key = dataset, config, text_key
         self.named = {"train": train_split, "val": val_split, "test": test_split}
         self.max_documents = max_documents

@@ -6,14 +6,14 @@ Axis letters: B windows of a batch, N tokens of a window, V vocabulary.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Unpack
 
 import numpy as np
 from torch import Tensor
 
 from ...errors import ConfigError, OptionError
-from ...schema import AtLeast, Between, Count, Probability, Size
-from .text import Splits, Windows
+from ...schema import AtLeast, Between, Count, Size
+from .text import Splits, WindowOptions, Windows
 
 
 class TokenFiles(Windows, name="token_bin"):
@@ -30,7 +30,7 @@ class TokenFiles(Windows, name="token_bin"):
         val_fraction: see `val`.
         eval_tokens: most tokens of validation and of test, from their beginning; None for all.
         separator: id that ends a document, needed for `packed`.
-        sequence_length, eval_stride, packed, objective, mask_fraction: see `Windows`.
+        sequence_length, windows: see `Windows`.
 
     Raises:
         ConfigError: a file that is missing, empty or not a whole number of tokens; an id out of range; `packed` without
@@ -52,24 +52,15 @@ class TokenFiles(Windows, name="token_bin"):
         eval_tokens: Annotated[int, AtLeast(2)] | None = None,
         separator: Count | None = None,
         sequence_length: Size = 1024,
-        eval_stride: Size | None = None,
-        packed: bool = False,
-        objective: Literal["causal_lm", "masked_lm"] = "causal_lm",
-        mask_fraction: Probability = 0.15,
+        **windows: Unpack[WindowOptions],
     ) -> None:
-        super().__init__(
-            sequence_length=sequence_length,
-            eval_stride=eval_stride,
-            packed=packed,
-            objective=objective,
-            mask_fraction=mask_fraction,
-        )
+        super().__init__(sequence_length=sequence_length, **windows)
         self.files = {"train": train, "val": val, "test": test}
         self.tokens_in_data = vocab_size
         self.dtype = np.dtype(dtype).newbyteorder("<")
         self.val_fraction = val_fraction
         self.eval_tokens = eval_tokens
-        if packed and separator is None:
+        if self.packed and separator is None:
             raise OptionError("separator", "`packed` needs the id that ends a document.")
         if separator is not None and separator >= vocab_size:
             raise OptionError("separator", f"{separator} is not an id of the vocabulary, [0, {vocab_size}).")

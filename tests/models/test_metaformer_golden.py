@@ -10,7 +10,7 @@ from mixerzoo.mixers import create_mixer
 from mixerzoo.mixers.local.conv import SeparableConv
 from mixerzoo.models import build_model, model_config
 from mixerzoo.models.conversion.layouts import layouts
-from mixerzoo.models.conversion.metaformer import convert_blocks
+from mixerzoo.models.conversion.metaformer import convert_timm_metaformer
 from mixerzoo.models.parts.blocks import MetaFormerBlock
 from mixerzoo.models.registry import apply_overrides
 from mixerzoo.tests.utils import Golden, check_golden, load_golden
@@ -134,7 +134,7 @@ def test_block_equals_official(version: int) -> None:
     prefix = "stages.0.blocks.0."
 
     def ours(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        named = convert_blocks({prefix + k: v for k, v in params.items()}, [name])
+        named = convert_timm_metaformer({prefix + k: v for k, v in params.items()}, {"depths": [1], "mixer": name})
         return inner({k.removeprefix(prefix): v for k, v in named.items()})
 
     check_golden(golden, NCHW(block), ours)

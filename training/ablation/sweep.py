@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 
-from ...errors import ConfigError
 from .costs import measure
 from .display import SweepDisplay
 from .launch import launch, worker_threads
-from .locks import several_processes, try_lock
+from .locks import try_lock
 from .plan import Plan, load_plan, make_plan, write_plan
 from .preset import Ablation, from_command_line
 from .report.build import build_report
@@ -36,8 +35,6 @@ def ablate(ablation: Ablation, *, progress: bool = True) -> dict[str, Any]:
         ConfigError: an arm that cannot be built, before any run.
         loop.Interrupted: a signal came; the same command goes on.
     """
-    if ablation.workers > 1 and not several_processes():
-        raise ConfigError("ablation.workers: more than one needs file locks that this system lacks.")
     plan = make_plan(ablation)
     write_plan(plan)
     check_code(plan)
@@ -66,6 +63,11 @@ def carry_out(plan: Plan, *, progress: bool = True) -> dict[str, Any]:
                 problems = launch(plan)
             for problem in problems:
                 display.say(problem)
+    return conclude(plan, display)
+
+
+def conclude(plan: Plan, display: SweepDisplay) -> dict[str, Any]:
+    """The report of the runs that are made, by whomever, and the costs when none is left."""
     board = Board(plan)
     left = [job for job in board.needed() if not board.refresh(job)]
     if left:

@@ -58,18 +58,6 @@ def _resumed(folder: str, overrides: Sequence[str]) -> Any:
     return parse(values)
 
 
-def _sweep(overrides: Sequence[str]) -> None:
-    """Refuse a sweep before it starts if any of its runs would be refused."""
-    from ..prepare import check
-    from .compose import compose_rewritten, sweep_jobs
-
-    for job in sweep_jobs(overrides) or ():
-        try:
-            check(compose_rewritten(job))
-        except ConfigError as error:
-            raise ConfigError(f"{error} (in the run {' '.join(job) or 'of the defaults'})") from error
-
-
 def _show(arguments: Sequence[str]) -> int:
     """What Hydra shows of a configuration; `--cfg job` is that of the run, or of every run of a sweep."""
     from omegaconf import OmegaConf
@@ -139,12 +127,22 @@ def _start(arguments: Sequence[str]) -> int:
         return 0
     rewritten = rewrite(overrides)
     register_groups(rewritten)
-    if flags:
-        _sweep(rewritten)
-    else:
-        compose_rewritten(rewritten)
     failures: list[ConfigError] = []
-    _hydra([*flags, *rewritten], failures)
+    if not flags:
+        compose_rewritten(rewritten)
+        _hydra(rewritten, failures)
+    elif any(text.lstrip("+").startswith("hydra/sweeper=") for text in overrides):  # who knows what it will run
+        _hydra([*flags, *rewritten], failures)
+    else:
+        from ..ablation.display import SweepDisplay
+        from ..ablation.plan import make_plan, write_plan
+        from ..ablation.preset import from_command_line
+        from ..ablation.sweep import conclude
+
+        plan = make_plan(from_command_line([a for a in overrides if not a.lstrip("+").startswith("hydra")]))
+        _hydra([*flags, *rewritten], failures)  # by another launcher than ours
+        write_plan(plan)
+        conclude(plan, SweepDisplay(plan, enabled=False))
     return 2 if failures else 0
 
 

@@ -8,7 +8,7 @@ from mixerzoo.contract.mixers import check_options
 from mixerzoo.errors import ConfigError
 from mixerzoo.mixers import create_mixer
 from mixerzoo.mixers.attention.attention import Attention
-from mixerzoo.mixers.attention.kv_cache import Rule, attend
+from mixerzoo.mixers.attention.chunked_attention import Rule, attend
 from mixerzoo.mixers.positions import alibi_slopes, positions_in_segment, rotate, segments
 from mixerzoo.mixers.state import state_bytes
 from mixerzoo.tests.mixers import sequence_checks as checks

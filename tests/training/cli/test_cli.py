@@ -133,6 +133,32 @@ def test_what_a_sweep_compares(swept, arms, varied):
         assert all("mixer=pooling" in s for s in settings)
 
 
+def test_a_sweep_by_a_launcher_of_hydra_ends_with_its_table(tmp_path, capsys):
+    launcher = ["hydra/launcher=basic", f"hydra.sweep.dir={tmp_path}/multirun"]
+    arguments = [
+        "-m",
+        *SMALL,
+        "train.max_steps=1",
+        "mixer=pooling,identity",
+        f"output_dir={tmp_path}",
+        "progress=false",
+    ]
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, *launcher])
+    assert stop.value.code == 0
+    (folder,) = tmp_path.glob("ablation-sweep-*")
+    results = json.loads((folder / "results.json").read_text())
+    values = {cell["arm"]: [run["value"] for run in cell["runs"]] for cell in results["cells"]}
+    runs = [json.loads(path.read_text()) for path in tmp_path.glob("digits-*/summary.json")]
+    assert sorted(values) == ["identity", "pooling"]
+    assert sorted(run["value"] for run in runs) == sorted(v for arm in values.values() for v in arm)
+    assert "pooling" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:  # a mistake in one run: none starts
+        main(["-m", *SMALL, "mixer=pooling", "mixer.pool_size=3,none", f"output_dir={tmp_path}/other", *launcher])
+    assert stop.value.code == 2
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_sweep_with_a_mistake_in_one_run_starts_none(tmp_path, capsys):
     output = tmp_path / "runs"
     arguments = ["-m", *SMALL, "train.max_steps=1", "mixer=attention", "mixer.head_dim=8,none", f"output_dir={output}"]
