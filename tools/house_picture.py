@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = ("kernels", "mixers", "models", "tasks", "training", "contract")  # from the ground up
+COLOURS = dict(zip(FLOORS, ("#7a5a46", "#1a8f6a", "#1f63c4", "#a67c00", "#b03a75", "#7a5bd0"), strict=True))
 PICTURE = ROOT / "docs" / "house.png"
 
 
@@ -61,10 +62,19 @@ def draw(path: Path = PICTURE) -> None:
     axes = figure.subplots()
     for (above, below), count in edges.items():
         bend = "arc3,rad=0.25" if place[above][1] == place[below][1] else "arc3,rad=0.04"
-        style = {"arrowstyle": "->", "lw": 0.5 + min(count, 12) / 8, "color": "#4a6fa5", "alpha": 0.45}
+        style = {
+            "arrowstyle": "->",
+            "lw": 0.5 + min(count, 12) / 8,
+            "color": COLOURS[above.split("/")[0]],
+            "alpha": 0.5,
+        }
         axes.annotate("", place[below], place[above], arrowprops={**style, "connectionstyle": bend, "shrinkB": 12})
     for room, (x, y) in place.items():
-        box = {"boxstyle": "round,pad=0.35", "fc": "#fff7e6" if "/" in room else "#ffe2b3", "ec": "#8a6d3b"}
+        box = {
+            "boxstyle": "round,pad=0.35",
+            "fc": "#ffffff" if "/" in room else "#f0f0f0",
+            "ec": COLOURS[room.split("/")[0]],
+        }
         axes.text(
             x, y, room.rpartition("/")[2] if "/" in room else room, ha="center", va="center", fontsize=9, bbox=box
         )
