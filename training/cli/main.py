@@ -142,7 +142,7 @@ def _start(arguments: Sequence[str]) -> int:
         plan = make_plan(from_command_line([a for a in overrides if not a.lstrip("+").startswith("hydra")]))
         _hydra([*flags, *rewritten], failures)  # by another launcher than ours
         write_plan(plan)
-        conclude(plan, SweepDisplay(plan, enabled=False))
+        conclude(plan, SweepDisplay(plan, enabled=True))
     return 2 if failures else 0
 
 
