@@ -15,7 +15,9 @@ from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS: tuple[str, ...] = ("kernels", "mixers", "models", "tasks", "training", "contract")  # from the ground up
-COLOURS: dict[str, str] = dict(zip(FLOORS, ("#7a5a46", "#1a8f6a", "#1f63c4", "#a67c00", "#b03a75", "#7a5bd0"), strict=True))
+COLOURS: dict[str, str] = dict(
+    zip(FLOORS, ("#7a5a46", "#1a8f6a", "#1f63c4", "#a67c00", "#b03a75", "#7a5bd0"), strict=True)
+)
 PICTURE = ROOT / "docs" / "house.png"
 
 
