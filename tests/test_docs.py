@@ -6,9 +6,13 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mixerzoo.mixers import list_mixers
+from mixerzoo.mixers.base import MIXERS
+from mixerzoo.plugins import PARTS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
@@ -16,6 +20,18 @@ PAGES = [
 ]
 
 
+@pytest.fixture
+def registries() -> Iterator[None]:
+    """What an example registers is gone after it: other tests of this process look at all mixers."""
+    list_mixers()  # ours are found once
+    mixers, parts = dict(MIXERS), list(PARTS)
+    yield
+    MIXERS.clear()
+    MIXERS.update(mixers)
+    PARTS[:] = parts
+
+
+@pytest.mark.usefixtures("registries")
 @pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
 def test_examples_run(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.S)
