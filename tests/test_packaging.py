@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+from mixerzoo.tests.wheel import build_wheel
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel of a copy of the sources: building leaves folders behind."""
+    """Of this checkout."""
     pytest.importorskip("setuptools", minversion="77")
-    copy = tmp_path_factory.mktemp("sources") / "anything"
-    names = ["kernels", "mixers", "models", "tasks", "training", "contract", "configs"]
-    for name in names:
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in [*ROOT.glob("*.py"), *(ROOT / name for name in ("py.typed", "pyproject.toml", "README.md", "LICENSE"))]:
-        shutil.copy(file, copy / file.name)
-    script = "import setuptools.build_meta as b; print(b.build_wheel('dist'))"
-    done = subprocess.run([sys.executable, "-c", script], cwd=copy, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    (built,) = (copy / "dist").glob("*.whl")
-    return built
+    return build_wheel(tmp_path_factory.mktemp("sources"))
 
 
 def test_contents(wheel: Path) -> None:
