@@ -6,7 +6,9 @@ Every answer is a process of its own, and all take turns, so that whatever else 
 Printed are medians: the seconds on the clock, those of the processor (which a busy machine changes little), and both
 over `import torch` of the same round.
 
-Not measured yet on a machine that does nothing else.
+On two cores of a Xeon that other processes used, too, one round, Python 3.11, torch 2.14, seconds of the processor
+over `import torch` (2.26): the import 0.22, a typo 0.77, --help 0.29, mixer=mamba2 --help 0.43, list mixers 1.56, list
+models 1.02, show mamba2 0.99, show caformer_s18 4.02. A quiet machine has not been measured.
 """
 
 from __future__ import annotations
