@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..common.packing import padded_index
 from ..common.registration import register_op
-from .state import final_state, final_states
+from .state import final_states, of_last_document
 
 BLOCK = 1 << 16  # numbers in a block: 256 kB in float32
 
@@ -117,7 +117,7 @@ def causal_conv1d_eager(
     if places is not None:
         assert cu_seqlens is not None
         return y.index_select(1, places), final_states(x, before, cu_seqlens, taps)
-    return y, final_state(x, before, documents, taps)
+    return y, of_last_document(row[:, x.shape[1] :].clone(), documents, x.shape[1], taps)
 
 
 def _states_between(x: Tensor, before: Tensor, cu: Tensor) -> tuple[Tensor, Tensor]:

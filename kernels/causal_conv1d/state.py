@@ -25,11 +25,16 @@ def final_state(x: Tensor, before: Tensor | None, documents: Tensor | None, taps
     if missing:
         old = x.new_zeros(batch, missing, channels) if before is None else before[:, before.shape[1] - missing :]
         state = torch.cat([old, state], 1)
-    if documents is not None:
-        documents = F.pad(documents, (taps - 1, 0))
-        last = documents[:, -1:]
-        state = torch.where(((documents[:, length:] == last) & (last >= 0))[..., None], state, 0)
-    return state
+    return of_last_document(state, documents, length, taps)
+
+
+def of_last_document(state: Tensor, documents: Tensor | None, length: int, taps: int) -> Tensor:
+    """The state with the tokens of documents before the last as 0; arguments as in `final_state`."""
+    if documents is None:
+        return state
+    documents = F.pad(documents, (taps - 1, 0))
+    last = documents[:, -1:]
+    return torch.where(((documents[:, length:] == last) & (last >= 0))[..., None], state, 0)
 
 
 def final_states(x: Tensor, before: Tensor | None, cu: Tensor, taps: int) -> Tensor:

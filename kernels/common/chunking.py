@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch._higher_order_ops.scan import scan
 
-from .dispatch import at_most, wants_plain
+from .dispatch import at_most, is_exporting
 
 STRONGEST = -8192.0  # log of a decay that is 0 in float64, too
 PER_UNIT = 32.0  # 64 tokens of 8192 in steps of 1 / 32 are 2^24 steps: float32 counts so far
@@ -25,15 +25,45 @@ def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
     return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
+def scan_fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """What a scan of (B, L, H, V) values returns, y and the last state (B or S, H, K, V), without values.
+
+    The last argument are the offsets of S sequences, or None.
+    """
+    dtype = compute_dtype(q, k, v, *(x for x in rest if isinstance(x, Tensor)))
+    rows = v.shape[0] if rest[-1] is None else rest[-1].shape[0] - 1
+    return v.new_empty(v.shape), v.new_empty(rows, v.shape[2], k.shape[3], v.shape[3], dtype=dtype)
+
+
 def keys_limit(q: Tensor, k: Tensor, *_: Any) -> str | None:
     """Why the Triton path of a scan or of attention does not take keys of this size, or None."""
     return at_most(LARGEST_KEY, "keys of up to {}", k.shape[-1])
 
 
+def first_tokens(y: Tensor, length: int) -> Tensor:
+    """The inverse of `pad_time`. The exporter does not see that the padded length is the larger one, for a slice."""
+    return y.index_select(1, torch.arange(length, device=y.device)) if is_exporting() else y[:, :length]
+
+
+def chunk_size(length: int, largest: int) -> int:
+    """Tokens of a chunk, fewer where the sequence is shorter; an exported program takes sequences of all lengths."""
+    return largest if is_exporting() else min(largest, max(length, 1))
+
+
+def chunk_count(length: int, chunk: int) -> int:
+    """Chunks of a sequence, the last of which may be longer than what is left.
+
+    In an exported program at least two: PyTorch tells sizes of 1 from all others, and there are no two programs.
+    """
+    return (length + (2 * chunk - 1 if is_exporting() else chunk - 1)) // chunk
+
+
 def pad_time(x: Tensor, length: int) -> Tensor:
     """Append zeros to axis 1 up to `length`."""
     extra = length - x.shape[1]
-    return x if extra == 0 else torch.nn.functional.pad(x, (0, 0) * (x.ndim - 2) + (0, extra))
+    if not is_exporting() and extra == 0:
+        return x
+    return torch.nn.functional.pad(x, (0, 0) * (x.ndim - 2) + (0, extra))
 
 
 def two_parts(g: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,11 +93,18 @@ def sums_of(g: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return until, after, until[..., -1], pairs
 
 
-def recompute(function: Callable[..., Any], *args: Any) -> Any:
-    """Call `function`, keeping only its inputs for the backward pass, which runs it again."""
-    if not torch.is_grad_enabled() or wants_plain():  # transforms and tracing don't know checkpoints
-        return function(*args)
-    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
+def fold(step: Callable[..., tuple[Tensor, Tensor]], state: Tensor, *parts: Tensor) -> tuple[Tensor, Tensor]:
+    """Run `state, kept = step(state, *part)` over axis 0 of all parts; the last state and what was kept, stacked.
+
+    For `torch.export`: one node for any number of parts, where a loop in Python is for one number. `step` must not
+    return one of its arguments.
+    """
+
+    def body(carried: Tensor, part: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        after, kept = step(carried, *part)
+        return after.contiguous(), kept  # the strides of states must stay
+
+    return scan(body, state.contiguous(), parts)
 
 
 def carry_states(update: Tensor, decay: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,8 +119,14 @@ def carry_states(update: Tensor, decay: Tensor, initial: Tensor) -> tuple[Tensor
         states (B, n, ...) before each chunk, and the state (B, ...) after the last.
 
     A loop over chunks is one pass over memory. Past 64 chunks it runs over blocks of about sqrt(n) chunks, all blocks
-    at once, then over the blocks, so that the number of steps (and the graph that torch.compile unrolls) stays small.
+    at once, then over the blocks, so that the number of steps stays small.
     """
+    if is_exporting():
+        last, states = fold(
+            lambda state, added, factor: (torch.addcmul(added, factor, state), state.clone()),
+            initial, update.transpose(0, 1), decay.transpose(0, 1),
+        )  # fmt: skip
+        return states.transpose(0, 1), last
     chunks = update.shape[1]
     if chunks <= 64:
         states = [initial]

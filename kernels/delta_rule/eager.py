@@ -15,8 +15,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..common.chunking import compute_dtype, pad_time, recompute, sums_of
+from ..common.chunking import (
+    chunk_count,
+    chunk_size,
+    compute_dtype,
+    first_tokens,
+    fold,
+    is_exporting,
+    pad_time,
+    scan_fake,
+    sums_of,
+)
 from ..common.packing import document_index, in_chunks
+from ..common.recomputed import recomputed
 
 CHUNK = 64  # c
 
@@ -34,7 +45,7 @@ def delta_rule_eager(
 ) -> tuple[Tensor, Tensor]:
     """Outputs (B, L, H, V) and the last state (B, H, K, V); shapes as in `delta_rule`."""
     with torch.autocast(v.device.type, enabled=False):
-        return recompute(_forward, q, k, v, beta, g, scale, initial_state, document_ids, cu_seqlens)
+        return _scan(q, k, v, beta, g, scale, initial_state, document_ids, cu_seqlens)
 
 
 def _forward(
@@ -53,10 +64,10 @@ def _forward(
     dtype = compute_dtype(q, k, v, g, initial_state)
     rows = batch if cu_seqlens is None else len(cu_seqlens) - 1
     state = v.new_zeros(rows, heads, keys, size, dtype=dtype) if initial_state is None else initial_state.to(dtype)
-    chunk = min(CHUNK, max(length, 1))
+    chunk = chunk_size(length, CHUNK)
     sequences = None if cu_seqlens is None else in_chunks(cu_seqlens, length, chunk)
-    chunks = -(-length // chunk) if sequences is None else len(sequences.owner)
-    if chunks == 0:
+    chunks = chunk_count(length, chunk) if sequences is None else len(sequences.owner)
+    if not is_exporting() and chunks == 0:
         return v, state
 
     def cut(x: Tensor) -> Tensor:  # (B, L, H, ...) -> (n, B, H, c, ...)
@@ -98,6 +109,18 @@ def _forward(
     new, erased = solved.split([size, keys], -1)  # n = new - erased S
 
     ending = (keyed * after).transpose(-1, -2)
+    scores = queries @ keyed.transpose(-1, -2) * decay
+    if is_exporting() and sequences is None:
+
+        def step(before: Tensor, *part: Tensor) -> tuple[Tensor, Tensor]:
+            added, removed, factor, outer = part
+            new_values = added - removed @ before
+            return factor * before + outer @ new_values, torch.cat([new_values, before], -2)
+
+        state, found = fold(step, state, new, erased, passed, ending)
+        found, starting = found.split([chunk, keys], -2)
+        y = scores @ found + (queries * until) @ starting
+        return first_tokens(y.transpose(0, 1).transpose(2, 3).flatten(1, 2), length).to(v.dtype), state
     corrected, starts, ends = [], [], []
     initial = state
     if sequences is not None:
@@ -119,9 +142,11 @@ def _forward(
         state = factor * state + (outer @ corrected[-1]).view_as(state)
         if sequences is not None:
             ends.append(state)
-    scores = queries @ keyed.transpose(-1, -2) * decay
     y = scores @ torch.stack(corrected).view_as(new) + (queries * until) @ torch.stack(starts)
     y = y.transpose(0, 1).transpose(2, 3).flatten(1, 2)
     if sequences is None:
         return y[:, :length].to(v.dtype), state
     return y.index_select(1, sequences.back).to(v.dtype), torch.cat(ends).index_select(0, sequences.last)
+
+
+_scan = recomputed("delta_rule_eager", _forward, scan_fake, outputs="y final", wrt="q k v beta g initial_state")

@@ -14,8 +14,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..common.chunking import carry_states, compute_dtype, pad_time, recompute
+from ..common.chunking import (
+    carry_states,
+    chunk_count,
+    compute_dtype,
+    first_tokens,
+    is_exporting,
+    pad_time,
+    scan_fake,
+)
 from ..common.packing import carry_sequences, document_index, in_chunks
+from ..common.recomputed import recomputed
 
 CHUNK = 64  # c, a power of two
 
@@ -32,7 +41,7 @@ def gla_eager(
 ) -> tuple[Tensor, Tensor]:
     """Outputs (B, L, H, V) and the last state (B, H, K, V); shapes as in `gla`."""
     with torch.autocast(v.device.type, enabled=False):
-        return recompute(_forward, q, k, v, g, scale, initial_state, document_ids, cu_seqlens)
+        return _scan(q, k, v, g, scale, initial_state, document_ids, cu_seqlens)
 
 
 def _forward(
@@ -51,10 +60,10 @@ def _forward(
     rows = batch if cu_seqlens is None else len(cu_seqlens) - 1
     state = v.new_zeros(rows, heads, keys, size, dtype=dtype) if initial_state is None else initial_state.to(dtype)
     chunk = CHUNK
-    while chunk >= 2 * max(length, 1):
+    while not is_exporting() and chunk >= 2 * max(length, 1):
         chunk //= 2
     sequences = None if cu_seqlens is None else in_chunks(cu_seqlens, length, chunk)
-    chunks = -(-length // chunk) if sequences is None else len(sequences.owner)
+    chunks = chunk_count(length, chunk) if sequences is None else len(sequences.owner)
 
     def cut(x: Tensor) -> Tensor:  # (B, L, H, ...) -> (B, n, H, c, ...)
         x = x.to(dtype)
@@ -95,10 +104,13 @@ def _forward(
         starts, state = carry_sequences(carry_states, update, passed[..., None], state, sequences)
     y = scores @ values + (queries * until) @ starts
     y = y.transpose(2, 3).flatten(1, 2)
-    y = y[:, :length] if sequences is None else y.index_select(1, sequences.back)
+    y = first_tokens(y, length) if sequences is None else y.index_select(1, sequences.back)
     return y.to(v.dtype), state
 
 
 def _after(g: Tensor) -> Tensor:
     """Sum of the later rows (axis -2) for each row, without subtracting."""
     return torch.nn.functional.pad(g.flip(-2).cumsum(-2).flip(-2)[..., 1:, :], (0, 0, 0, 1))
+
+
+_scan = recomputed("gla_eager", _forward, scan_fake, outputs="y final", wrt="q k v g initial_state")

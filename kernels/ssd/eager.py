@@ -9,8 +9,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..common.chunking import carry_states, compute_dtype, pad_time, recompute, sums_of
+from ..common.chunking import (
+    carry_states,
+    chunk_count,
+    chunk_size,
+    compute_dtype,
+    first_tokens,
+    pad_time,
+    scan_fake,
+    sums_of,
+)
 from ..common.packing import carry_sequences, document_index, in_chunks
+from ..common.recomputed import recomputed
 
 CHUNK = 64  # c: products with the state cost K V per token, those inside a chunk c (K + V) / 2
 
@@ -28,7 +38,7 @@ def ssd_eager(
 ) -> tuple[Tensor, Tensor]:
     """Outputs (B, L, H, V) and the last state (B, H, K, V); shapes as in `ssd`."""
     with torch.autocast(v.device.type, enabled=False):
-        return recompute(_forward, q, k, v, g, beta, scale, initial_state, document_ids, cu_seqlens)
+        return _scan(q, k, v, g, beta, scale, initial_state, document_ids, cu_seqlens)
 
 
 def _forward(
@@ -48,9 +58,9 @@ def _forward(
     rows = batch if cu_seqlens is None else len(cu_seqlens) - 1
     shape = (rows, groups, heads // groups, keys, size)
     state = v.new_zeros(shape, dtype=dtype) if initial_state is None else initial_state.to(dtype).reshape(shape)
-    chunk = min(CHUNK, max(length, 1))
+    chunk = chunk_size(length, CHUNK)
     sequences = None if cu_seqlens is None else in_chunks(cu_seqlens, length, chunk)
-    chunks = -(-length // chunk) if sequences is None else len(sequences.owner)
+    chunks = chunk_count(length, chunk) if sequences is None else len(sequences.owner)
     state = state.transpose(2, 3)  # (B, G, K, R, V): one product serves all heads of a group
 
     def cut(x: Tensor) -> Tensor:  # (B, L, ...) -> (B, n, c, ...)
@@ -98,5 +108,8 @@ def _forward(
     outside = (queries @ starts.flatten(4)).unflatten(4, (-1, size))  # (B, n, G, c, R, V)
     y = inside.transpose(3, 4) + outside * (until.exp() * carried).transpose(-1, -2)[..., None]
     y = y.permute(0, 1, 3, 2, 4, 5).reshape(batch, chunks * chunk, heads, size)
-    y = y[:, :length] if sequences is None else y.index_select(1, sequences.back)
+    y = first_tokens(y, length) if sequences is None else y.index_select(1, sequences.back)
     return y.to(v.dtype), state.transpose(2, 3).reshape(rows, heads, keys, size)
+
+
+_scan = recomputed("ssd_eager", _forward, scan_fake, outputs="y final", wrt="q k v g beta initial_state")

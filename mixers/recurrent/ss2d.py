@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import OptionError
-from ...kernels.common.dispatch import choose_backend
+from ...kernels.common.dispatch import choose_backend, is_exporting
 from ...kernels.grid_scan import LinePath, grid_scan
 from ...kernels.selective_scan import selective_scan
 from ...schema import OddSize, Positive, Size, StepSize
@@ -173,7 +173,8 @@ class SS2D(Mixer, name="ss2d"):
         # what depends on the token alone is computed once, before it is read along the paths
         low = F.linear(u, self.x_proj.flatten(0, 1).to(u.dtype)).unflatten(-1, (_PATHS, -1))
         rates, skip = -torch.exp(full_precision(self.A_log)), full_precision(self.D)
-        lines = self.lines if self.d_state == 1 or u.numel() >= _SMALL else None
+        # an exported program takes batches of all sizes
+        lines = self.lines if self.d_state == 1 or is_exporting() or u.numel() >= _SMALL else None
         if lines is not None and choose_backend("ss2d", "auto", u) == "eager":
             y = grid_scan(u, low, self.dt_proj, self.dt_bias, rates, skip, lines)
         else:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import ConfigError
+from ...kernels.common.dispatch import is_exporting
 from ...schema import Between, Bounds, Length, Size
 from ..layers import FullPrecisionLinear, full_precision
 from ..positions import document_rows, rows_apart
@@ -43,6 +44,10 @@ def causal_fft_conv(x: Tensor, kernel: Tensor) -> Tensor:
         x: (B, N, C).
         kernel: (N, C).
     """
+    if is_exporting():  # one program for all lengths: no choice of n, and none of strides by the sizes
+        n = 2 * x.shape[1]
+        spectrum = torch.fft.rfft(x.float().mT, n) * torch.fft.rfft(kernel.float().mT, n)
+        return torch.fft.irfft(spectrum, n)[..., : x.shape[1]].mT.to(x.dtype)
     n = fft_length(x.shape[1])
     spectrum = torch.fft.rfft(full_precision(x), n, dim=1) * torch.fft.rfft(full_precision(kernel), n, dim=0)
     return torch.fft.irfft(spectrum, n, dim=1)[:, : x.shape[1]].to(x.dtype)
