@@ -27,7 +27,7 @@ from ..common.chunking import (
     sums_of,
 )
 from ..common.packing import document_index, in_chunks
-from ..common.recomputed import recomputed
+from ..common.registration import recomputed
 
 CHUNK = 64  # c
 

@@ -24,7 +24,7 @@ from ..common.chunking import (
     scan_fake,
 )
 from ..common.packing import carry_sequences, document_index, in_chunks
-from ..common.recomputed import recomputed
+from ..common.registration import recomputed
 
 CHUNK = 64  # c, a power of two
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..common.dispatch import is_exporting
-from ..common.recomputed import recomputed
+from ..common.registration import recomputed
 from .reference import MASKED
 
 

@@ -20,7 +20,7 @@ from ..common.chunking import (
     sums_of,
 )
 from ..common.packing import carry_sequences, document_index, in_chunks
-from ..common.recomputed import recomputed
+from ..common.registration import recomputed
 
 CHUNK = 64  # c: products with the state cost K V per token, those inside a chunk c (K + V) / 2
 
