@@ -7,7 +7,7 @@ Every kind of part has promises; a part makes those that its class data speak of
 with the smallest example that shows it.
 """
 
-from . import around, conduct, losses, mixers, modules, orders, padding, schedules, streaming
+from . import around, beside, conduct, losses, mixers, modules, orders, padding, streaming, tasks
 from .base import BrokenPromise, Promise, Result, kinds, parts, promises, run
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Promise",
     "Result",
     "around",
+    "beside",
     "conduct",
     "kinds",
     "losses",
@@ -25,6 +26,6 @@ __all__ = [
     "parts",
     "promises",
     "run",
-    "schedules",
     "streaming",
+    "tasks",
 ]

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..mixers import collect_losses, mixer_class
+from ..mixers import collect_losses
+from ..mixers.part import stated
 from .base import promise, require
-from .mixers import KIND, build, last_grid
+from .mixers import DIM, KIND, build, last_grid
 from .tools import perturbed, tokens
 
 
-def check_losses(module: nn.Module, *inputs: Any, stated: Mapping[str, tuple[str, ...]]) -> None:
+def check_losses(module: nn.Module, run: Callable[[], Any], *, known: Mapping[str, tuple[str, ...]]) -> None:
     """In training a module adds the losses that are stated, finite ones, and each trains what is said to be its own."""
+    module.train()
     with collect_losses() as losses:
-        module.train()(*inputs)
-    added, told = sorted(losses), {"stated": sorted(stated)}
-    require(added == sorted(stated), "The losses added are not those of `aux_losses`.", added=added, **told)
-    for name, starts in stated.items():
+        run()
+    added, told = sorted(losses), {"stated": sorted(known)}
+    require(added == sorted(known), "The losses added are not those of `aux_losses`.", added=added, **told)
+    for name, starts in known.items():
         value = losses[name]
         require(value.isfinite(), "An auxiliary loss is not finite.", loss=name)
         require(value.requires_grad, "An auxiliary loss has no gradient.", loss=name)
@@ -33,8 +35,19 @@ def check_losses(module: nn.Module, *inputs: Any, stated: Mapping[str, tuple[str
             require(own <= moved, "A parameter is not trained by its loss.", loss=name, parameters=sorted(own - moved))
 
 
+def losses_of(module: nn.Module) -> dict[str, tuple[str, ...]]:
+    """The `aux_losses` that a module and those inside of it state, with the names of parameters as of the module."""
+    found: dict[str, tuple[str, ...]] = {}
+    for path, part in module.named_modules():
+        for name, starts in stated(type(part), "aux_losses").items():
+            whole = tuple(f"{path}.{start}" if path else start for start in starts)
+            found[name] = found.get(name, ()) + whole
+    return found
+
+
 @promise(KIND)
 def auxiliary_losses_are_stated(name: str) -> None:
     """In training the mixer adds the losses of `aux_losses` and no others, and they train what it says."""
     grid = last_grid(name)
-    check_losses(perturbed(build(name, grid), std=0.1), tokens(2, *grid, 32), stated=mixer_class(name).aux_losses)
+    mixer, x = perturbed(build(name, grid), std=0.1), tokens(2, *grid, DIM)
+    check_losses(mixer, lambda: mixer(x), known=losses_of(mixer))

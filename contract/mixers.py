@@ -111,6 +111,7 @@ def class_data_are_stated(name: str) -> None:
         ("document_ids", cls.packs),
         ("embeddings", cls.reads_embeddings),
         ("token_ids", cls.reads_ids),
+        ("token_attention", cls.gives_attention),
     ):
         require((argument in reads) == stated, f"`forward` takes `{argument}` exactly if the class data say so.")
     own = [key for key, value in vars(cls).items() if key[:1] != "_" and not callable(value)]

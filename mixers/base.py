@@ -54,6 +54,9 @@ class Mixer(OneNode):
         reads_embeddings: `forward`, `prefill` and `step` also take `embeddings`, the token embeddings before the first
             block, of the shape of `x`; the language backbone passes them.
         reads_ids: they also take `token_ids`, `(B, N)` integers, in `step` `(B,)`; passed as the embeddings are.
+        gives_attention: `forward` also takes `token_attention`, and with it returns the tokens and how a class token
+            that stands first attends to all, `(B, H, 1 + N)`, by which a block may drop tokens; and `diluted`: what the
+            mask hides is then left to the class token as tokens of logit and value 0.
         complexity: growth of time with the number of tokens N: "1", "N", "N log N", "N sqrt(N)", "N^2" or "N^3".
         memory: growth of the activations with N, of the same form.
         projections: the linear layers through which every token goes alone, before and after the mixing, with torch's
@@ -63,7 +66,8 @@ class Mixer(OneNode):
         alternatives: for each option a value other than the default that has a visible effect, for the tests (booleans
             need none).
         requires: for options that need others to have an effect, the values of these, e.g.
-            `{"sink_tokens": {"window": 3}}`; the tests set them on both sides of the comparison.
+            `{"sink_tokens": {"window": 3}}`; the tests set them on both sides of the comparison. The same for
+            `embeddings` and `token_ids`, where they are read only then.
         formerly: names of parameters in files of earlier versions, and what they are called now.
         refuses: which of "vmap" (of gradients, by `torch.func`) and "second derivatives" it cannot do, and why.
         inert: options that change neither output, parameters nor cost.
@@ -82,6 +86,7 @@ class Mixer(OneNode):
     streams: ClassVar[bool] = False
     reads_embeddings: ClassVar[bool] = False
     reads_ids: ClassVar[bool] = False
+    gives_attention: ClassVar[bool] = False
     complexity: ClassVar[str] = "N"
     memory: ClassVar[str] = "N"
     projections: ClassVar[tuple[str, str] | None] = None

@@ -43,14 +43,18 @@ class Part:
     aux_losses: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
 
-def states(**data: Any) -> Callable[[Anything], Anything]:
+def states(kind: type[Part] = Part, /, **data: Any) -> Callable[[Anything], Anything]:
     """Decorator that gives class data to a function, or to a class of another library, e.g. `@states(axes=(3,))`.
 
+    Args:
+        kind: `Part`, or a class below it, of a kind of part that states more.
+        data: what differs from the defaults of the kind.
+
     Raises:
-        ConfigError: a name that is not class data of a `Part`.
+        ConfigError: a name that is not class data of the kind.
     """
     for name in data:
-        if name not in vars(Part):
+        if not hasattr(kind, name):
             raise ConfigError(f"states: {name} is not class data of a part.")
 
     def state(part: Anything) -> Anything:
@@ -61,6 +65,6 @@ def states(**data: Any) -> Callable[[Anything], Anything]:
     return state
 
 
-def stated(part: Any, name: str) -> Any:
-    """Class data of a part, the default of `Part` where it says nothing."""
-    return getattr(part, name, getattr(Part, name))
+def stated(part: Any, name: str, kind: type[Part] = Part) -> Any:
+    """Class data of a part, the default of its kind where it says nothing."""
+    return getattr(part, name, getattr(kind, name))

@@ -77,16 +77,16 @@ def document_rows(document_ids: Tensor) -> tuple[tuple[Tensor, Tensor], int, int
 
 
 def rows_apart(x: Tensor, index: tuple[Tensor, Tensor], rows: int, length: int) -> Tensor:
-    """Tokens (B, N, C) at their places in `document_rows`, (rows, length, C), zero behind the end of a document."""
-    return x.new_zeros(rows, length, x.shape[2]).index_put(index, x)
+    """Tokens (B, N, ...) at their places in `document_rows`, (rows, length, ...), zero behind the end of a document."""
+    return x.new_zeros(rows, length, *x.shape[2:]).index_put(index, x)
 
 
 def without_padding(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Tokens `(B, *grid, C)` with zeros where `mask` `(B, *grid)` is False; without a mask they are given back.
+    """Tokens `(B, *grid, ...)` with zeros where `mask` `(B, *grid)` is False; without a mask they are given back.
 
     It chooses and does not multiply: whatever stands in the padding, NaN too, is gone, and so is its gradient.
     """
-    return x if mask is None else x.masked_fill(~mask.unsqueeze(-1), 0.0)
+    return x if mask is None else x.masked_fill(~mask.view(*mask.shape, *[1] * (x.ndim - mask.ndim)), 0)
 
 
 def padding_last(mask: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -68,6 +69,15 @@ class Task:
         cls.name = name
         TASKS[name] = cls
         plugins.note("task", name, cls)
+
+    @classmethod
+    def tried_with(cls, folder: Path) -> dict[str, Any] | None:
+        """Options for the contract, which tries the task on few small samples.
+
+        A task of a user's files writes some into `folder`, an empty one. None where data must come from elsewhere: only
+        the class itself is then looked at.
+        """
+        return {}
 
     # -- data
 

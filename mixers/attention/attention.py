@@ -153,8 +153,13 @@ class Attention(Mixer, name="attention"):
         slopes = alibi_slopes(self.num_heads, device) if self.position == "alibi" else None
         return Rule(self.is_causal, self.window, self.sink_tokens, slopes)
 
-    def project(self, tokens: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, N, H, D), keys and values (B, N, G, D) of tokens (B, N, C), with their positions applied."""
+    def project(
+        self, tokens: Tensor, positions: Tensor | None, beside: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, N, H, D), keys and values (B, N, G, D) of tokens (B, N, C), with their positions applied.
+
+        `beside` (B, N, ...) is what a subclass has of every token besides its channels; it was moved with the tokens.
+        """
         groups = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
         q, k, v = self.qkv(tokens).unflatten(-1, (-1, self.head_dim)).split(groups, -2)
         q, k = self.q_norm(q), self.k_norm(k)
@@ -165,13 +170,19 @@ class Attention(Mixer, name="attention"):
         return q, k, v
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
+        return self.mixed(x, None, mask, document_ids)
+
+    def mixed(self, x: Tensor, beside: Tensor | None, mask: Tensor | None, document_ids: Tensor | None) -> Tensor:
+        """As `forward`; `beside` (B, *grid, ...) as in `project`."""
         self.check_grid(x)
         tokens, rule = x.flatten(1, -2), self.rule(x.device)
+        beside = None if beside is None else beside.flatten(1, x.ndim - 2)
         segment = None if document_ids is None else segments(document_ids.flatten(1))
         order = valid = None
         if mask is not None:
             valid = mask.flatten(1)
             tokens = without_padding(tokens, valid)
+            beside = None if beside is None else without_padding(beside, valid)
             if not self.is_causal:
                 # a row without any real token sees everything: no softmax is empty, so no NaN
                 valid = valid | ~valid.any(1, keepdim=True)
@@ -179,13 +190,14 @@ class Attention(Mixer, name="attention"):
                 # Padding goes to the end. There causality alone hides it, and positions and windows do not count it.
                 order = padding_last(valid)
                 tokens = reorder(tokens, order)
+                beside = None if beside is None else reorder(beside, order)
                 segment = None if segment is None else reorder(segment, order)
                 valid = None if self.is_causal and segment is None else reorder(valid, order)
         positions = None if segment is None else positions_in_segment(segment)
         if segment is not None and valid is not None:
             # padding is a document of its own, so that each of its tokens sees something
             segment, valid = torch.where(valid, segment, -1), None
-        q, k, v = self.project(tokens, positions)
+        q, k, v = self.project(tokens, positions, beside)
         y = attend(q, k, v, rule, form=self.form, positions=positions, segment=segment, valid=valid)
         y = self.proj(y.flatten(2))
         if order is not None:
@@ -208,8 +220,12 @@ class Attention(Mixer, name="attention"):
         return KeyValueCache(keys, values, positions, torch.zeros(batch, device=where["device"], dtype=torch.int64), 0)
 
     def step(self, x_t: Tensor, state: KeyValueCache) -> tuple[Tensor, KeyValueCache]:
+        return self.stepped(x_t, None, state)
+
+    def stepped(self, x_t: Tensor, beside: Tensor | None, state: KeyValueCache) -> tuple[Tensor, KeyValueCache]:
+        """As `step`; `beside` (B, ...) as in `project`."""
         rule, query = self.rule(x_t.device), state.length[:, None]
-        q, k, v = self.project(x_t[:, None], query)
+        q, k, v = self.project(x_t[:, None], query, None if beside is None else beside[:, None])
         state = append(state, k[:, 0], v[:, 0], rule)
         keys, values = (t[:, : state.used].transpose(1, 2).to(q.dtype) for t in (state.keys, state.values))
         key = state.positions[:, : state.used]
@@ -225,16 +241,24 @@ class Attention(Mixer, name="attention"):
     def prefill(
         self, x: Tensor, *, mask: Tensor | None = None, state: KeyValueCache | None = None
     ) -> tuple[Tensor, KeyValueCache]:
+        return self.read(x, None, mask, state)
+
+    def read(
+        self, x: Tensor, beside: Tensor | None, mask: Tensor | None, state: KeyValueCache | None
+    ) -> tuple[Tensor, KeyValueCache]:
+        """As `prefill`; `beside` (B, N, ...) as in `project`."""
         rule, (batch, length) = self.rule(x.device), x.shape[:2]
         fresh = state is None
         if state is None:
             state = self.init_state(batch, device=x.device, dtype=x.dtype)
         order = None if mask is None else padding_last(mask)
         tokens = x if order is None else reorder(without_padding(x, mask), order)
+        if beside is not None and order is not None:
+            beside = reorder(without_padding(beside, mask), order)
         added = state.length.new_full((batch,), length) if mask is None else mask.sum(1)
         index = torch.arange(length, device=x.device)[None]
         positions = index if fresh else state.length[:, None] + index
-        q, k, v = self.project(tokens, positions)
+        q, k, v = self.project(tokens, positions, beside)
         if fresh:
             y = attend(q, k, v, rule, form=self.form)
         else:

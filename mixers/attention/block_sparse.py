@@ -114,7 +114,7 @@ class SparseAttention(CachedAttention):
         chosen = self.select(Tiles(pooled, pooled_k, tile, allowed, self.scale)) | always
         return chosen.expand(q.shape[0], q.shape[2], -1, -1)
 
-    def attend(self, tokens: Tensor, valid: Tensor | None) -> Tensor:
+    def attend(self, tokens: Tensor, valid: Tensor | None, beside: Tensor | None = None) -> Tensor:
         q, k, v = self.project(tokens, None)
         index = self.order_keys(q, k, valid)
         blocks = blocks_of_mask(self.choose(q, k, index, valid), self.block_size, self.block_size)
@@ -197,7 +197,9 @@ class SparseAttention(CachedAttention):
         new = state._replace(keys=keys, values=values, queries=queries, length=state.length + 1, used=state.used + 1)
         return self.proj(y.flatten(1)), new
 
-    def extend(self, tokens: Tensor, valid: Tensor | None, state: SparseState) -> tuple[Tensor, SparseState]:
+    def extend(
+        self, tokens: Tensor, valid: Tensor | None, state: SparseState, beside: Tensor | None = None
+    ) -> tuple[Tensor, SparseState]:
         """Queries stand at their places in the cache, those of the tile before beside them, and blocks are as ever."""
         (batch, count), size = tokens.shape[:2], self.block_size
         before, whole = state.length, self.segment_size

@@ -53,14 +53,17 @@ class CachedAttention(Attention):
 
     # -- what a subclass gives
 
-    def attend(self, tokens: Tensor, valid: Tensor | None) -> Tensor:
+    def attend(self, tokens: Tensor, valid: Tensor | None, beside: Tensor | None = None) -> Tensor:
         """Outputs (B, N, H, D) for tokens (B, N, C); `valid` (B, N) bool, False for padding, which stands at the end.
 
-        In causal attention padding is hidden already, and costs nothing where its tiles are left out.
+        In causal attention padding is hidden already, and costs nothing where its tiles are left out. `beside` as in
+        `Attention.project`.
         """
         raise NotImplementedError
 
-    def extend(self, tokens: Tensor, valid: Tensor | None, state: Any) -> tuple[Tensor, Any]:
+    def extend(
+        self, tokens: Tensor, valid: Tensor | None, state: Any, beside: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
         """Outputs (B, N, H, D) of tokens that follow a state, and the state after the valid ones."""
         raise NotImplementedError
 
@@ -70,10 +73,11 @@ class CachedAttention(Attention):
         """Heads (B, N, H, D) to channels (B, N, C)."""
         return self.proj(y.flatten(2))
 
-    def forward(self, x: Tensor, *, mask: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
+    def mixed(self, x: Tensor, beside: Tensor | None, mask: Tensor | None, document_ids: Tensor | None) -> Tensor:
         self.check_grid(x)
         tokens, valid = x.flatten(1, -2), None if mask is None else mask.flatten(1)
         tokens = without_padding(tokens, valid)
+        beside = None if beside is None else without_padding(beside.flatten(1, x.ndim - 2), valid)
         index = order = None
         if document_ids is not None:
             # Blocks and segments begin with a document, and so does every choice: each becomes a row of its own.
@@ -81,11 +85,13 @@ class CachedAttention(Attention):
             real = torch.ones_like(index[0], dtype=torch.bool) if valid is None else valid
             valid = real.new_zeros(rows, longest).index_put(index, real)
             tokens = rows_apart(tokens, index, rows, longest)
+            beside = None if beside is None else rows_apart(beside, index, rows, longest)
         if valid is not None:
             # at the end, where positions and windows do not count it
             order = padding_last(valid)
             tokens, valid = reorder(tokens, order), reorder(valid, order)
-        y = self.project_out(self.attend(tokens, valid))
+            beside = None if beside is None else reorder(beside, order)
+        y = self.project_out(self.attend(tokens, valid, beside))
         y = y if order is None else put_back(y, order)
         return (y if index is None else y[index]).reshape(*x.shape[:-1], -1)
 
@@ -99,16 +105,17 @@ class CachedAttention(Attention):
             raise ConfigError(f'mixer "{self.name}" streams only when it is causal.')
         return torch.zeros(batch, places, self.num_kv_heads, self.head_dim, **self.memory_format(device, dtype))
 
-    def prefill(  # type: ignore[override] - states of their own
-        self, x: Tensor, *, mask: Tensor | None = None, state: Any = None
+    def read(  # type: ignore[override] - states of their own
+        self, x: Tensor, beside: Tensor | None, mask: Tensor | None, state: Any
     ) -> tuple[Tensor, Any]:
         if state is None:
             state = self.init_state(x.shape[0], device=x.device, dtype=x.dtype)
         if mask is None:
-            y, state = self.extend(x, None, state)
+            y, state = self.extend(x, None, state, beside)
             return self.project_out(y), state
         order = padding_last(mask)
-        y, state = self.extend(reorder(without_padding(x, mask), order), reorder(mask, order), state)
+        beside = None if beside is None else reorder(without_padding(beside, mask), order)
+        y, state = self.extend(reorder(without_padding(x, mask), order), reorder(mask, order), state, beside)
         return put_back(self.project_out(y), order), state
 
 

@@ -57,7 +57,7 @@ class Deconstructed(Attention, name="deconstructed"):
     source = "Deconstructing Attention (2025), arXiv:2510.11602"
     equation = "y = a(q k^T / sqrt(D)) v W_o, q and k from tokens, positions or embeddings, a softmax or linear"
     alternatives = {"variant": "fixed_sequence", "num_heads": 2, "head_dim": 16, "position": "rotary"}
-    requires = {}
+    requires = {"embeddings": {"variant": "static_embedding"}}
     reads_embeddings = True
 
     def __init__(
@@ -76,25 +76,21 @@ class Deconstructed(Attention, name="deconstructed"):
         self.dim, self.variant = dim, variant
         self.form = "linear" if variant == "linear" else "softmax"
 
-    def project(self, tokens: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        dim = self.dim
-        if self.variant not in ("fixed_sequence", "static_embedding"):
-            return super().project(tokens[..., :dim], positions)
-        if self.variant == "static_embedding":
-            tokens, source = tokens[..., :dim], tokens[..., dim:]
-        else:
-            tokens = tokens[..., :dim]
+    def project(
+        self, tokens: Tensor, positions: Tensor | None, beside: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if self.variant == "fixed_sequence":
             if positions is None:
                 positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
-            source = sinusoids(positions, dim).to(tokens.dtype).expand(tokens.shape)
-        q, k, _ = super().project(source, positions)
+            beside = sinusoids(positions, self.dim).to(tokens.dtype).expand(tokens.shape)
+        if beside is None:
+            return super().project(tokens, positions)
+        q, k, _ = super().project(beside, positions)
         return q, k, super().project(tokens, positions)[2]
 
-    def _joined(self, x: Tensor, embeddings: Tensor | None) -> Tensor:
-        """Tokens with their embeddings beside them, so that padding is moved for both."""
-        if self.variant != "static_embedding":
-            return x
-        return torch.cat([x, x if embeddings is None else embeddings], -1)
+    def _source(self, embeddings: Tensor | None) -> Tensor | None:
+        """What queries and keys are made of in place of the tokens."""
+        return embeddings if self.variant == "static_embedding" else None
 
     def forward(
         self,
@@ -104,7 +100,7 @@ class Deconstructed(Attention, name="deconstructed"):
         document_ids: Tensor | None = None,
         embeddings: Tensor | None = None,
     ) -> Tensor:
-        return super().forward(self._joined(x, embeddings), mask=mask, document_ids=document_ids)
+        return self.mixed(x, self._source(embeddings), mask, document_ids)
 
     def prefill(
         self,
@@ -114,7 +110,7 @@ class Deconstructed(Attention, name="deconstructed"):
         state: KeyValueCache | None = None,
         embeddings: Tensor | None = None,
     ) -> tuple[Tensor, KeyValueCache]:
-        return super().prefill(self._joined(x, embeddings), mask=mask, state=state)
+        return self.read(x, self._source(embeddings), mask, state)
 
     def step(self, x_t: Tensor, state: Any, *, embeddings: Tensor | None = None) -> tuple[Tensor, Any]:
-        return super().step(self._joined(x_t, embeddings), state)
+        return self.stepped(x_t, self._source(embeddings), state)

@@ -153,7 +153,7 @@ class IndexedAttention(CachedAttention, name="indexed_attention"):
         assert isinstance(y, Tensor)
         return y
 
-    def attend(self, tokens: Tensor, valid: Tensor | None) -> Tensor:
+    def attend(self, tokens: Tensor, valid: Tensor | None, beside: Tensor | None = None) -> Tensor:
         q, k, v = self.project(tokens, None)
         index = self.index_of(tokens)
         until = torch.arange(1, tokens.shape[1] + 1, device=q.device)[None]
@@ -200,7 +200,9 @@ class IndexedAttention(CachedAttention, name="indexed_attention"):
         new = IndexedState(keys, values, index_keys, state.length + 1, state.used + 1)
         return self.proj(y.flatten(1)), new
 
-    def extend(self, tokens: Tensor, valid: Tensor | None, state: IndexedState) -> tuple[Tensor, IndexedState]:
+    def extend(
+        self, tokens: Tensor, valid: Tensor | None, state: IndexedState, beside: Tensor | None = None
+    ) -> tuple[Tensor, IndexedState]:
         count, before = tokens.shape[1], state.length
         state = self.grown(state, state.used + count)
         place = before[:, None] + torch.arange(count, device=tokens.device)

@@ -122,8 +122,10 @@ class SepLLM(CachedAttention, name="sepllm"):
     }
     inert = frozenset({"separator_token_ids"})  # without token ids
     reads_ids = True
+    refuses = {}  # without ids, as the contract calls it; with them the lists of blocks depend on values
     requires = {
         **CachedAttention.requires,
+        "token_ids": {"local_window": 2},
         "initial_tokens": {"local_window": 2},
         "period": {"local_window": 2},
         "block_size": {"local_window": 2},
@@ -145,20 +147,20 @@ class SepLLM(CachedAttention, name="sepllm"):
         self.block_size = block_size
         self.separator_token_ids = tuple(separator_token_ids)
 
-    def _joined(self, x: Tensor, token_ids: Tensor | None) -> Tensor:
-        """Tokens with a channel beside them that says which are separators, so that it moves with them."""
+    def _separators(self, x: Tensor, token_ids: Tensor | None) -> Tensor:
+        """(B, *grid) bool, which of the tokens (B, *grid, C) are separators by their ids."""
+        separators = torch.zeros(x.shape[:-1], dtype=torch.bool, device=x.device)
         if token_ids is None:
-            return F.pad(x, (0, 1))
-        if token_ids.shape != x.shape[:-1]:
-            raise ConfigError(f"sepllm: token_ids {tuple(token_ids.shape)} must be {tuple(x.shape[:-1])}.")
-        separators = torch.zeros_like(token_ids, dtype=torch.bool)
+            return separators
+        if token_ids.shape != separators.shape:
+            raise ConfigError(f"sepllm: token_ids {tuple(token_ids.shape)} must be {tuple(separators.shape)}.")
         for i in self.separator_token_ids:
             separators = separators | (token_ids == i)
-        return torch.cat([x, separators.to(x.dtype)[..., None]], -1)
+        return separators
 
-    def _stays(self, joined: Tensor, position: Tensor) -> Tensor:
-        """(...,) bool, which tokens stay, for tokens (..., C + 1) and their positions."""
-        stays = (joined[..., -1] > 0) | (position < self.initial_tokens)
+    def _stays(self, separators: Tensor, position: Tensor) -> Tensor:
+        """(...,) bool, which tokens stay, by their positions and by which are separators."""
+        stays = separators | (position < self.initial_tokens)
         return stays | (position % self.period == self.period - 1) if self.period else stays
 
     def forward(
@@ -169,11 +171,12 @@ class SepLLM(CachedAttention, name="sepllm"):
         document_ids: Tensor | None = None,
         token_ids: Tensor | None = None,
     ) -> Tensor:
-        return super().forward(self._joined(x, token_ids), mask=mask, document_ids=document_ids)
+        return self.mixed(x, self._separators(x, token_ids), mask, document_ids)
 
-    def attend(self, tokens: Tensor, valid: Tensor | None) -> Tensor:
-        q, k, v = self.project(tokens[..., :-1], None)
-        stays = self._stays(tokens, torch.arange(tokens.shape[1], device=tokens.device)[None])
+    def attend(self, tokens: Tensor, valid: Tensor | None, beside: Tensor | None = None) -> Tensor:
+        assert beside is not None  # which tokens are separators
+        q, k, v = self.project(tokens, None)
+        stays = self._stays(beside, torch.arange(tokens.shape[1], device=tokens.device)[None])
         index, blocks = separator_blocks(stays, self.local_window, self.block_size, self.is_causal, valid=valid)
         y = block_sparse_attention(
             q, k, v, blocks, causal=self.is_causal, window=self.local_window, global_keys=stays,
@@ -210,7 +213,6 @@ class SepLLM(CachedAttention, name="sepllm"):
     ) -> tuple[Tensor, SepState]:
         """One token; `token_ids` (B,)."""
         state = self._grown(state, 1)
-        joined = self._joined(x_t, token_ids)
         q, k, v = self.project(x_t[:, None], state.length[:, None])
         rows = torch.arange(x_t.shape[0], device=x_t.device)
         slot = state.length % self.local_window
@@ -222,7 +224,7 @@ class SepLLM(CachedAttention, name="sepllm"):
         places[rows, store] = leaving
         keys[rows, slot], values[rows, slot] = k[:, 0].to(keys.dtype), v[:, 0].to(values.dtype)
         places[rows, slot] = True
-        stays[rows, slot] = self._stays(joined, state.length)
+        stays[rows, slot] = self._stays(self._separators(x_t, token_ids), state.length)
         group = self.num_heads // self.num_kv_heads
         seen, heads = places[:, None, None], q[:, 0].unflatten(1, (self.num_kv_heads, group))
         y = F.scaled_dot_product_attention(
@@ -241,21 +243,24 @@ class SepLLM(CachedAttention, name="sepllm"):
     ) -> tuple[Tensor, SepState]:
         if state is None:
             state = self.init_state(x.shape[0], device=x.device, dtype=x.dtype)
-        return super().prefill(self._joined(x, token_ids), mask=mask, state=state)
+        return self.read(x, self._separators(x, token_ids), mask, state)
 
-    def extend(self, tokens: Tensor, valid: Tensor | None, state: SepState) -> tuple[Tensor, SepState]:
+    def extend(
+        self, tokens: Tensor, valid: Tensor | None, state: SepState, beside: Tensor | None = None
+    ) -> tuple[Tensor, SepState]:
         """The keys are those of the state and the new ones, each with its position."""
+        assert beside is not None  # which tokens are separators
         window, (batch, count), before = self.local_window, tokens.shape[:2], state.length
         valid = torch.ones(batch, count, dtype=torch.bool, device=tokens.device) if valid is None else valid
         place = before[:, None] + torch.arange(count, device=tokens.device)
-        q, k, v = self.project(tokens[..., :-1], place)
+        q, k, v = self.project(tokens, place)
         slot = torch.arange(window, device=tokens.device)
         last = before[:, None] - 1
         ring = last - (last - slot).remainder(window)  # the position that the window holds in each place
         # positions of tokens that stay are forgotten; they see no window
         position = torch.cat([ring, torch.zeros_like(state.places[:, window:], dtype=torch.int64), place], 1)
         held = torch.cat([state.places, valid], 1)
-        stays = torch.cat([state.stays, torch.ones_like(state.places[:, window:]), self._stays(tokens, place)], 1)
+        stays = torch.cat([state.stays, torch.ones_like(state.places[:, window:]), self._stays(beside, place)], 1)
         stays = stays & held
         keys, values = (torch.cat([old, new.to(old.dtype)], 1) for old, new in ((state.keys, k), (state.values, v)))
         index, blocks = separator_blocks(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from math import prod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -180,6 +181,7 @@ class Sparsifiner(Mixer, name="sparsifiner"):
 
     needs_grid = True
     masks = True
+    gives_attention = True
     complexity = "N^3"  # scores are (N, K) times (K, N), and K = N / reduce_n_factor grows with N
     memory = "N^2"
     source = "Sparsifiner: Learning Sparse Instance-Dependent Attention for Efficient ViTs (2023), arXiv:2303.13755"
@@ -258,19 +260,16 @@ class Sparsifiner(Mixer, name="sparsifiner"):
         self.check_grid(x)
         return False
 
-    def attend(
-        self, x: Tensor, mask: Tensor | None = None, *, diluted: bool = False, token_attention: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """`forward`, and how the class token attends, by which a block may prune tokens.
+    def forward(
+        self, x: Tensor, *, mask: Tensor | None = None, token_attention: bool = False, diluted: bool = False
+    ) -> Any:
+        """Tokens `(B, *grid, C)` or `(B, 1 + N, C)` to the same shape.
 
         Args:
-            x: `(B, *grid, C)` or `(B, 1 + N, C)`.
+            x: the tokens.
             mask: `(B, *grid)` or `(B, 1 + N)`, bool.
+            token_attention: also give how the class token attends, `(B, H, 1 + N)`.
             diluted: as the official code does, let the class token attend to masked tokens with logit and value 0.
-            token_attention: return the attention of the class token.
-
-        Returns:
-            The tokens, and the attention `(B, H, 1 + N)` of the class token or None.
         """
         with_token = self.has_class_token(x)
         x = without_padding(x, mask)
@@ -291,13 +290,12 @@ class Sparsifiner(Mixer, name="sparsifiner"):
         if self.training and self.reconstruction_weight > 0 and torch.is_grad_enabled():
             loss = self.predictor.reconstruction_loss(q, k, valid, scale=scale, first=first)
             aux_loss("connectivity", self.reconstruction_weight * loss)
-        if not (with_token and token_attention):
-            return y, None
+        if not token_attention:
+            return y
+        if not with_token:
+            raise ConfigError(f'mixer "{self.name}": token_attention needs a class token in front of the tokens.')
         logits = (q[:, :, :1] @ k.mT).float() * scale
         return y, logits.masked_fill(~visible[:, :, :1], -math.inf).softmax(-1)[:, :, 0]
-
-    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        return self.attend(x, mask)[0]
 
     @torch.no_grad()
     def resize_grid(self, grid: Grid) -> None:

@@ -1,4 +1,4 @@
-"""Whether norms and channel mixers fit the place where they are to stand: its grid, its causality, its padding."""
+"""Whether parts fit the place where they are to stand: its grid, its causality, its padding."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...errors import ConfigError, OptionError
+from ...mixers import Mixer
 from ...mixers.part import stated
 from ...schema import Parts
+from ..parts.blocks import outer_mixers
 
 
-def check_fit(parts: Parts, spec: Any, *, key: str, rank: int, what: str, causal: bool) -> None:
+def check_fit(parts: Parts, spec: Any, *, key: str, rank: int, what: str, causal: bool = False) -> None:
     """Hold a part as written in a config against the place where it is to stand.
 
     Args:
@@ -53,6 +55,19 @@ def mixing_parts(root: nn.Module) -> list[nn.Module]:
     """The modules in a model that mix tokens or samples and are no token mixers, by their class data."""
     names = ("mixes_tokens", "mixes_batch")
     return [m for m in root.modules() if any(getattr(type(m), name, False) for name in names)]
+
+
+def check_drops(block: nn.Module, *, key: str) -> None:
+    """Raise where a block cannot follow one that drops tokens: its parts must honour the mask of those that are left.
+
+    Raises:
+        OptionError: at the key.
+    """
+    for part in (*outer_mixers(block), *mixing_parts(block)):
+        honours = part.masks if isinstance(part, Mixer) else stated(type(part), "masks")
+        if not honours:
+            name = getattr(part, "name", type(part).__name__)
+            raise OptionError(key, f'"{name}" follows a block that drops tokens, and cannot honour a mask.')
 
 
 def check_padding(mixing: list[nn.Module], mask: Tensor | None, document_ids: Tensor | None) -> None:

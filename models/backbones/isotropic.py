@@ -21,10 +21,11 @@ from ..parts.blocks import InitStd, LayerScale, drop_path_rates, outer_mixers
 from ..parts.depth_averaging import DepthAverage, layers_of
 from ..parts.heads import HEADS
 from ..parts.stems import STEMS
+from .fit import check_drops, check_fit
 from .layers import Place, build_block, stage_specs
 from .pyramid import Stage
 from .registry import BACKBONES
-from .vision import VisionBackbone, check_image_size
+from .vision import Carried, VisionBackbone, check_image_size
 
 
 @dataclass(kw_only=True)
@@ -104,6 +105,7 @@ class Isotropic(VisionBackbone):
         dim, depth = config.dim, config.depth
         size = check_image_size(config.image_size, key="image_size")
         patch = {"name": "conv", "kernel_size": config.patch_size, "stride": config.patch_size, "padding": 0}
+        check_fit(STEMS, config.stem, key="stem", rank=2, what="images")
         self.stem = STEMS.build(config.stem or patch, config.in_chans, dim, key="stem")
         if config.frames is not None and config.class_token:
             raise OptionError("frames", "clips are grids of tokens; they need class_token=false.")
@@ -124,7 +126,13 @@ class Isotropic(VisionBackbone):
                 where = f"{spec.paths['mixer']}.class_token"
                 raise OptionError(where, "the mixer expects it first; use class_token=true.")
             place = Place(self.grid if knows_token else mixer_grid, len(mixer_grid), what, i, depth)
-            blocks.append(build_block(spec, dim, place, drop_path=drop_paths[i], defaults=defaults_of(IsotropicConfig)))
+            block = build_block(spec, dim, place, drop_path=drop_paths[i], defaults=defaults_of(IsotropicConfig))
+            if any(getattr(earlier, "prunes", False) for earlier in blocks):
+                check_drops(block, key=spec.paths["block"])
+            blocks.append(block)
+        drops = any(getattr(block, "prunes", False) for block in blocks)
+        if drops and config.average_layers:
+            raise OptionError("average_layers", "blocks that drop tokens leave no average of layers; use false.")
         # timm takes features after any block of such a model, so each block counts as a stage
         self.stages = nn.ModuleList()
         outputs = 1
@@ -139,11 +147,16 @@ class Isotropic(VisionBackbone):
         ]
         self.num_features = self.head_hidden_size = dim
         head = config.head
+        check_fit(HEADS, head, key="head", rank=len(mixer_grid), what=what)
         if config.class_token:  # the class token carries the class, unless the config says otherwise
             pool = "middle_token" if config.class_token == "middle" else "token"
             head = {"pool": pool, **({"name": head} if isinstance(head, str) else head)}
         filled_in: Any = {"dims": [dim], "stride": self.stem.stride, "frames": config.frames}
         self.head = HEADS.build(head, dim, config.num_classes, key="head", **filled_in)
+        if self.head.pool.endswith("token") and not config.class_token:
+            raise OptionError("head.pool", f'"{self.head.pool}" needs a class token; set class_token=true.')
+        if drops and self.head.pool not in ("token", "middle_token"):
+            raise OptionError("head.pool", f'"{self.head.pool}" reads tokens that blocks drop; use "token".')
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -192,7 +205,7 @@ class Isotropic(VisionBackbone):
         """Where the class token stands in a sequence of so many patches."""
         return patches // 2 if self.config.class_token == "middle" else 0
 
-    def stage_forward(self, index: int, x: Tensor, carried: list[Tensor]) -> Tensor:
+    def stage_forward(self, index: int, x: Tensor, carried: Carried) -> Tensor:
         return self.run_blocks(self.stages[index], x, carried)
 
     def map_of(self, x: Tensor) -> Tensor:
@@ -213,4 +226,4 @@ class Isotropic(VisionBackbone):
         grid = self.grid_of(check_image_size(image_size, key="image_size"))
         whole = (math.prod(grid) + 1,) if self.class_token is not None else grid
         mixers = outer_mixers(self.stages)
-        return [(m, grid if getattr(m, "class_token", False) else whole) for m in mixers]
+        return [(m, grid if m.class_token else whole) for m in mixers]

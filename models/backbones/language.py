@@ -16,13 +16,14 @@ from torch.nn import functional as F
 from ...errors import ConfigError
 from ...kernels.common.dispatch import wants_plain
 from ...mixers import mixer_options
+from ...mixers.part import stated
 from ...mixers.positions import positions_in_segment, segments
 from ...mixers.registry import check_mixer
 from ...mixers.state import state_bytes
 from ...schema import problem, split_spec
 from ..parts.blocks import init_weights, no_weight_decay
 from ..parts.language_block import LanguageBlock
-from ..parts.language_heads import ClassifierHead, MaskedLMHead, ReconstructionHead, TiedLinear, last_index, lm_head
+from ..parts.language_heads import LANGUAGE_HEADS, LanguageHead, last_index, tie_layers
 from ..parts.norms import NORMS
 from .fit import check_padding, mixing_parts
 from .language_config import LanguageConfig, check_config, check_inputs
@@ -88,6 +89,11 @@ class Language(nn.Module):
         self.blocks: Any = nn.ModuleList(self._blocks(config))
         self.norm = nn.Identity() if post else NORMS.build(config.norm, dim, key="norm")
         self.head = self._head(config)
+        # what the head states; another module, such as an adapter, may stand in its place later
+        kind = LANGUAGE_HEADS.entries[config.objective]
+        self._vocabulary: str | None = stated(kind, "vocabulary", LanguageHead)
+        self._head_masks: bool = stated(kind, "masks")
+        self._head_pools: bool = stated(kind, "mixes_tokens")
         self._mixing = mixing_parts(self)  # norms and channel mixers that see other tokens
         self.tie_weights()
         self.register_load_state_dict_post_hook(_tie_again)
@@ -95,21 +101,17 @@ class Language(nn.Module):
 
     def tie_weights(self) -> None:
         """Give a tied head the matrix of the token embedding; needed again after `to_empty`, which makes copies."""
-        head = self.lm_head
-        if isinstance(head, TiedLinear):
-            head.tie(self.embedding.weight)
+        tie_layers(self.head, self.embedding.weight)
 
     @property
-    def lm_head(self) -> nn.Linear | None:
-        """The layer that gives logits over the vocabulary, if there is one."""
-        head = self.head.decoder if isinstance(self.head, MaskedLMHead) else self.head
-        return head if isinstance(head, nn.Linear) else None
+    def lm_head(self) -> Any:
+        """The layer that gives logits over the vocabulary, None where there is none."""
+        return None if self._vocabulary is None else self.head.get_submodule(self._vocabulary)
 
     def init_weights(self) -> None:
         """Initial values of everything but the mixers, which own theirs."""
         init_weights(self, self.config.init_std)
-        head = self.lm_head
-        own_head = None if isinstance(head, TiedLinear) else head
+        own_head = None if self.config.tie_embeddings else self.lm_head
         for table in (self.embedding, self.position, self.token_type, own_head):
             if table is not None:
                 nn.init.normal_(table.weight, std=self._table_std(self.config))
@@ -134,18 +136,14 @@ class Language(nn.Module):
         """Deviation of the initial values of embeddings and of a head's own matrix."""
         return config.dim**-0.5 if config.init_std is None else config.init_std
 
-    @classmethod
-    def _head(cls, config: LanguageConfig) -> nn.Module:
-        tied = config.tie_embeddings
-        if config.objective == "causal_lm":
-            return lm_head(config.dim, config.vocab_size, tied=tied)
-        if config.objective == "masked_lm":
-            return MaskedLMHead(config.dim, config.vocab_size, tied=tied, norm=config.norm, act=config.head_act)
-        if config.objective == "classify":
-            return ClassifierHead(config.dim, config.num_classes, pool=config.pool, dropout=config.dropout)
-        if config.objective == "reconstruct":
-            return ReconstructionHead(config.dim, config.vocab_size)
-        return nn.Identity()
+    @staticmethod
+    def _head(config: LanguageConfig) -> nn.Module:
+        return LANGUAGE_HEADS.build(
+            config.objective,
+            config.dim,
+            key="objective",
+            **{name: getattr(config, name) for name in LANGUAGE_HEADS.context},
+        )
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that take no weight decay: vectors, and what the mixers name (`A_log`, `D`, ...)."""
@@ -226,7 +224,7 @@ class Language(nn.Module):
 
     def forward_head(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Features (B, N, C) to what the objective says."""
-        return self.head(x, mask) if isinstance(self.head, (ClassifierHead, ReconstructionHead)) else self.head(x)
+        return self.head(x, mask=mask) if self._head_masks else self.head(x)
 
     def forward(
         self,
@@ -330,7 +328,7 @@ class Language(nn.Module):
 
     def _token_head(self, x: Tensor) -> Tensor:
         x = self.norm(x)
-        return x if self.lm_head is None else self.head(x)
+        return x if self._head_pools else self.head(x)
 
     def state_bytes(self, length: int = 0) -> int:
         """Bytes of the state of one row after `length` tokens."""

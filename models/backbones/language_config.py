@@ -13,8 +13,10 @@ from torch import Tensor
 
 from ...errors import ConfigError, OptionError
 from ...kernels.common.dispatch import wants_plain
+from ...mixers.part import stated
 from ...schema import Count, Depth, Probability, Size
 from ..parts.blocks import InitStd, LayerScale
+from ..parts.language_heads import LANGUAGE_HEADS, LanguageHead
 
 
 @dataclass(kw_only=True)
@@ -33,8 +35,8 @@ class LanguageConfig:
         position: "none"; "learned", a table of `sequence_length` positions; "rotary" or "alibi", given to all mixers
             of the pattern that have the option `position` and leave it at its default; a warning says when none has.
         sequence_length: longest sequence, for the table and for mixers whose parameters depend on the length.
-        objective: "causal_lm" and "masked_lm" give logits (B, N, V), "classify" (B, K), "features" (B, N, C);
-            "reconstruct" gives logits (B, N, V) of the input from the features at the last position alone.
+        objective: the head, by name: "causal_lm" and "masked_lm" give logits (B, N, V), "classify" (B, K), "features"
+            (B, N, C); "reconstruct" gives logits (B, N, V) of the input from the features at the last position alone.
         tie_embeddings: the head's matrix is that of the token embedding.
         num_classes: classes K of "classify".
         pool: "mean", "last" or "first": how "classify" pools.
@@ -59,7 +61,7 @@ class LanguageConfig:
     causal: bool = True
     position: Literal["none", "learned", "rotary", "alibi"] = "none"
     sequence_length: Size | None = None
-    objective: Literal["causal_lm", "masked_lm", "classify", "reconstruct", "features"] = "causal_lm"
+    objective: str = "causal_lm"
     tie_embeddings: bool = True
     num_classes: Count = 0
     pool: Literal["mean", "last", "first"] = "mean"
@@ -74,14 +76,11 @@ class LanguageConfig:
 
 def check_config(config: LanguageConfig) -> None:
     """Raise an OptionError for combinations that make no sense."""
-    if config.objective == "causal_lm" and not config.causal:
-        raise OptionError("objective", "causal_lm needs causal=true; an encoder sees the token it should predict.")
-    if config.objective == "masked_lm" and config.causal:
-        raise OptionError("objective", "masked_lm needs causal=false.")
-    if config.objective == "reconstruct" and config.dim % 2:
-        raise OptionError("dim", f"{config.dim} is odd; the positions of objective=reconstruct are pairs.")
-    if config.objective == "classify" and config.num_classes < 1:
-        raise OptionError("num_classes", f"classify needs at least one class, not {config.num_classes}.")
+    name, _ = LANGUAGE_HEADS.check(config.objective, key="objective")
+    needed = stated(LANGUAGE_HEADS.entries[name], "causal_model", LanguageHead)
+    if needed is not None and needed != config.causal:
+        why = "; an encoder sees the token it should predict." if needed else "."
+        raise OptionError("objective", f"{name} needs causal={str(needed).lower()}{why}")
     if config.position == "learned" and config.sequence_length is None:
         raise OptionError("sequence_length", "position=learned needs the length of its table.")
 

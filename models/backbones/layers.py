@@ -21,7 +21,7 @@ from .fit import check_fit
 # What a config may give a block to fill in.
 _AROUND = ("norm", "channel_mixer", "layer_scale", "res_scale")
 # What must fit the grid and, in a causal model, not show the future.
-_CHECKED = {"norm": NORMS, "channel_mixer": CHANNEL_MIXERS}
+_CHECKED = {"norm": NORMS, "channel_mixer": CHANNEL_MIXERS, "block": BLOCKS}
 
 
 def per_stage(value: Any, stages: int, *, key: str) -> list[Any]:

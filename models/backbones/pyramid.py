@@ -20,9 +20,10 @@ from ..parts.heads import HEADS
 from ..parts.mobile_parts import FUSIONS
 from ..parts.stem_variants import SHORTCUTS
 from ..parts.stems import STEMS
+from .fit import check_fit
 from .layers import Place, build_block, per_stage, stage_specs
 from .registry import BACKBONES
-from .vision import VisionBackbone, check_image_size
+from .vision import Carried, VisionBackbone, check_image_size
 
 
 @dataclass(kw_only=True)
@@ -131,6 +132,7 @@ class Pyramid(VisionBackbone):
         rates = iter(drop_path_rates(config.drop_path, layers))
         size = check_image_size(config.image_size, key="image_size")
 
+        check_fit(STEMS, config.stem, key="stem", rank=2, what="images")
         self.stem = STEMS.build(config.stem, config.in_chans, config.dims[0], key="stem")
         grid: Grid = self.stem.out_size(size, key="image_size")
         self.stages = nn.ModuleList()
@@ -139,6 +141,7 @@ class Pyramid(VisionBackbone):
         for i, (spec, dim, depth) in enumerate(zip(specs, config.dims, config.depths, strict=True)):
             downsample = None
             if downsamples[i] is not None:
+                check_fit(STEMS, downsamples[i], key="downsample", rank=2, what="images")
                 downsample = STEMS.build(downsamples[i], width, dim, key="downsample")
                 if config.output_stride is not None and reduction * downsample.stride > config.output_stride:
                     _keep_grid(downsample)
@@ -151,8 +154,11 @@ class Pyramid(VisionBackbone):
                 place = Place(grid, 2, "an image", layer, layers)
                 blocks.append(build_block(spec, dim, place, drop_path=drop_path, defaults=defaults_of(PyramidConfig)))
                 layer += 1
+                if getattr(blocks[-1], "prunes", False):
+                    raise OptionError(spec.paths["block"], "it drops tokens, and a stage needs whole grids.")
             fusion = None
             if spec.fusion is not None:
+                check_fit(FUSIONS, spec.fusion, key=spec.paths["fusion"], rank=2, what="images")
                 fusion = FUSIONS.build(spec.fusion, dim, key=spec.paths["fusion"])
             average = DepthAverage(len(layers_of(blocks))) if config.average_layers else None
             self.stages.append(Stage(downsample, blocks, fusion, average))
@@ -164,9 +170,14 @@ class Pyramid(VisionBackbone):
             )
         self.shortcut = None
         if config.shortcut is not None:
+            check_fit(SHORTCUTS, config.shortcut, key="shortcut", rank=2, what="images")
             self.shortcut = SHORTCUTS.build(config.shortcut, list(config.dims), key="shortcut")
+        rank, what = (2, "images") if config.frames is None else (3, "clips")
+        check_fit(HEADS, config.head, key="head", rank=rank, what=what)
         filled_in: Any = {"dims": list(config.dims), "stride": self.stem.stride, "frames": config.frames}
         self.head = HEADS.build(config.head, width, config.num_classes, key="head", **filled_in)
+        if self.head.pool.endswith("token"):
+            raise OptionError("head.pool", f'"{self.head.pool}" needs a class token, which a pyramid has not.')
         self.num_features, self.head_hidden_size = width, self.head.dim
         self.init_weights()
 
@@ -182,13 +193,13 @@ class Pyramid(VisionBackbone):
     def map_of(self, x: Tensor) -> Tensor:
         return super().map_of(x if self.config.frames is None else x.unflatten(0, (-1, self.config.frames)))
 
-    def stage_forward(self, index: int, x: Tensor, carried: list[Tensor]) -> Tensor:
+    def stage_forward(self, index: int, x: Tensor, carried: Carried) -> Tensor:
         stage = self.stages[index]
         if stage.downsample is not None:
             x = stage.downsample(x)
         if self.shortcut is not None:
-            x = self.shortcut(index, x, carried)
-        y = self.run_blocks(stage, x)
+            x = self.shortcut(index, x, carried.paths)
+        y = self.run_blocks(stage, x, Carried())
         return y if stage.fusion is None else stage.fusion(x, y)
 
     def mixers_with_grids(self, image_size: int | tuple[int, int]) -> list[tuple[Mixer, Grid]]:

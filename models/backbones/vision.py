@@ -6,6 +6,8 @@ Axis letters: B batch, T frames, H height, W width, C channels, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -17,7 +19,7 @@ from ...errors import ConfigError, OptionError, under
 from ...mixers import Grid, Mixer
 from ..parts.blocks import init_weights, no_weight_decay
 from ..parts.depth_averaging import layers_of
-from ..parts.heads import Head, UpsampleHead
+from ..parts.heads import Head
 
 
 def check_image_size(size: Any, *, key: str) -> tuple[int, int]:
@@ -47,6 +49,19 @@ def taken_stages(stages: int, indices: int | Sequence[int] | None) -> tuple[list
     if not wanted or not all(0 <= i < stages for i in wanted):
         raise ConfigError(f"indices: {indices!r} is not among the model's {stages} stages.")
     return wanted, max(wanted)
+
+
+@dataclass
+class Carried:
+    """What travels beside the tokens from stage to stage.
+
+    Attributes:
+        paths: what stages lead past others, the oldest first.
+        mask: the tokens that are left `(B, *grid)` where blocks drop some; None for all.
+    """
+
+    paths: list[Tensor] = field(default_factory=list)
+    mask: Tensor | None = None
 
 
 class VisionBackbone(nn.Module):
@@ -79,8 +94,8 @@ class VisionBackbone(nn.Module):
         """Image `(B, C_in, H, W)` to the first tokens, channels last."""
         raise NotImplementedError
 
-    def stage_forward(self, index: int, x: Tensor, carried: list[Tensor]) -> Tensor:
-        """Tokens through one stage; `carried` is what stages lead past others, empty before the first."""
+    def stage_forward(self, index: int, x: Tensor, carried: Carried) -> Tensor:
+        """Tokens through one stage; `carried`, empty before the first, is brought up to date in place."""
         raise NotImplementedError
 
     def mixers_with_grids(self, image_size: int | tuple[int, int]) -> list[tuple[Mixer, Grid]]:
@@ -101,32 +116,33 @@ class VisionBackbone(nn.Module):
         """Initial values of everything but the mixers, which own theirs."""
         init_weights(self, self.config.init_std)
 
-    def run_layer(self, layer: Callable[..., Tensor], x: Tensor) -> Tensor:
+    def run_layer(self, layer: Callable[..., Any], x: Tensor) -> Any:
         """Tokens through a block or half of one, with recomputation in backward where it is on."""
         recompute = self.grad_checkpointing and torch.is_grad_enabled() and not torch.jit.is_scripting()
         return checkpoint(layer, x, use_reentrant=False) if recompute else layer(x)
 
-    def run_blocks(self, stage: Any, x: Tensor, outputs: list[Tensor] | None = None) -> Tensor:
+    def run_blocks(self, stage: Any, x: Tensor, carried: Carried | None = None) -> Tensor:
         """Tokens through the blocks of a stage.
 
         Args:
             stage: with `blocks` and, where earlier layers are averaged, `average`.
             x: the tokens.
-            outputs: for an average across stages, what the layers so far gave; empty before the first.
+            carried: what the layers so far gave, where an average is taken of them; and the tokens that are left.
         """
+        carried = Carried() if carried is None else carried
         if stage.average is not None:
-            outputs = [] if outputs is None else outputs
-            if not outputs:
-                outputs.append(x)
-            return stage.average(layers_of(stage.blocks), x, outputs, self.run_layer)
+            if not carried.paths:
+                carried.paths.append(x)
+            return stage.average(layers_of(stage.blocks), x, carried.paths, self.run_layer)
         for block in stage.blocks:
-            x = self.run_layer(block, x)
+            out = self.run_layer(block if carried.mask is None else partial(block, mask=carried.mask), x)
+            x, carried.mask = out if getattr(block, "prunes", False) else (out, carried.mask)
         return x
 
     def tokens(self, x: Tensor) -> Tensor:
         """Images `(B, C_in, H, W)` to the last tokens, channels last."""
         x = self.embed(self.checked(x))
-        carried: list[Tensor] = []
+        carried = Carried()
         for i in range(len(self.stages)):
             x = self.stage_forward(i, x, carried)
         return self.finish(x)
@@ -162,10 +178,9 @@ class VisionBackbone(nn.Module):
         return y if self.head.pool else self.map_of(y)
 
     def forward(self, x: Tensor) -> Tensor:
-        head: Any = self.head
-        if isinstance(head, UpsampleHead):
-            maps: Any = self.forward_intermediates(x, head.maps, intermediates_only=True, output_fmt="NHWC")
-            return head.decode(maps, x.shape[-2:]).permute(0, 3, 1, 2)
+        if self.head.maps:
+            maps: Any = self.forward_intermediates(x, self.head.maps, intermediates_only=True, output_fmt="NHWC")
+            return self.head(maps, size=x.shape[-2:]).movedim(-1, 1)
         return self.forward_head(self.forward_features(x))
 
     def forward_intermediates(
@@ -192,7 +207,7 @@ class VisionBackbone(nn.Module):
         take, last = taken_stages(len(self.stages), indices)
         shown: list[Tensor] = []
         size = (x.shape[-2], x.shape[-1])
-        carried: list[Tensor] = []
+        carried = Carried()
         x = self.embed(self.checked(x))
         for i in range(len(self.stages) if not stop_early else last + 1):
             x = self.stage_forward(i, x, carried)

@@ -49,8 +49,10 @@ class SelfResidualBlock(Block):
         OptionError: a mixer that does not carry its residual (an attribute `residual` that is true).
     """
 
+    tried_with = {"name": "raft", "residual": True}
+
     def arrange(self, make: Make) -> None:
-        if not getattr(make.mixer, "residual", False):
+        if not make.mixer.residual:
             raise OptionError(
                 "",
                 f'the block "self_residual" has no residual around the mixer "{make.mixer.name}", which has none of '

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ...errors import OptionError
 from ...mixers import Mixer
+from ...mixers.part import Part
 from ...schema import Between, Fraction, Parts, Probability
 from .channel_mixers import CHANNEL_MIXERS
 from .norms import NORMS
@@ -93,8 +94,23 @@ def _channel_mixer(spec: Any, dim: int) -> nn.Module | None:
     return None if spec is None else CHANNEL_MIXERS.build(spec, dim, key="channel_mixer")
 
 
-class Block(nn.Module):
+class Kept(NamedTuple):
+    """What a block with `prunes` gives: its tokens, zeros where one is dropped; and the mask of those left, or None."""
+
+    x: Tensor
+    mask: Tensor | None
+
+
+class Block(nn.Module, Part):
     """Base of the blocks: a token mixer, and what stands around it. A subclass gives `arrange` and `forward`.
+
+    `forward(x, *, mask=None, document_ids=None)`; both go to the mixers. What tokens, samples and padding do to each
+    other is the mixers' and the norms' business: a block adds nothing.
+
+    Class data, besides that of a `Part`:
+        needs_channel_mixer: there is no such block without one.
+        prunes: the block drops tokens: it takes the mask of those that are left, and gives a `Kept`.
+        tried_with: the token mixer that the contract tries the block with.
 
     Args:
         dim: channels C.
@@ -110,6 +126,8 @@ class Block(nn.Module):
     """
 
     needs_channel_mixer: ClassVar[bool] = False
+    prunes: ClassVar[bool] = False
+    tried_with: ClassVar[Any] = "attention"
 
     def __init__(
         self,
@@ -159,6 +177,8 @@ class MetaFormerBlock(Block):
         channel_norm: norm of the second half, where it is not `norm`.
         shared_norm: one norm, with the same weights, for both halves.
     """
+
+    alternatives = {"channel_norm": "rms_norm"}
 
     def __init__(
         self, dim: int, *, channel_norm: Any = None, shared_norm: bool = False, **common: Unpack[BlockOptions]

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import ConfigError, OptionError, unknown
+from ...mixers.part import Part
 from ...schema import Epsilon, Parts, Positive, Probability, Size
 from .norms import ACTIVATIONS, NORMS
 from .stems import ConvStem
@@ -29,8 +30,14 @@ class HeadOptions(TypedDict, total=False):
     dropout: Probability
 
 
-class Head(nn.Module):
+class Head(nn.Module, Part):
     """Norm and pooling, in either order; a subclass adds the classifier.
+
+    Every head is called as `head(x, pre_logits=False)` with the last tokens `(B, *grid, C)`; where `maps` is not 0, as
+    `head(maps, size=(H, W), pre_logits=False)` with the tokens of so many last stages, the earlier ones first, and the
+    image's size, for a value at every pixel, `(B, H, W, K)`. It has `dim`, the channels that `pre_logits` gives; `fc`,
+    its last layer, an `nn.Identity` where there is no classifier; `norm`, which may be None; `pool`, `set_pool` and
+    `reset`.
 
     Args:
         dim: channels C.
@@ -41,6 +48,9 @@ class Head(nn.Module):
             half of the others) or "" (no pooling).
         dropout: probability before the classifier.
     """
+
+    mixes_tokens = True
+    maps: int = 0
 
     def __init__(
         self,
@@ -74,7 +84,11 @@ class Head(nn.Module):
         """Pooled features `(..., C)` to logits."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+    def logits(self, x: Tensor) -> Tensor:
+        """What `classify` gives, or the features themselves where there is no classifier."""
+        return x if isinstance(self.fc, nn.Identity) else self.classify(x)
+
+    def forward(self, x: Tensor, *, pre_logits: bool = False) -> Tensor:
         """Tokens `(B, *grid, C)` to logits `(B, K)`, or to `(B, C)` with `pre_logits`."""
         if self.norm is not None and (self.norm_first or not self.pool):
             x = self.norm(x)
@@ -90,12 +104,15 @@ class Head(nn.Module):
             x = self.norm(x)
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
-        return x if pre_logits else self.classify(x)
+        return x if pre_logits else self.logits(x)
 
 
 @HEADS.register("linear")
 class LinearHead(Head):
     """One linear classifier. See `Head` for the options."""
+
+    alternatives = {"norm": "rms_norm", "pool": "max", "dropout": 0.5}
+    requires = {"norm_first": {"pool": "max"}}
 
     def reset(self, num_classes: int) -> None:
         self.fc = nn.Linear(self.dim, num_classes) if num_classes > 0 else nn.Identity()
@@ -113,6 +130,9 @@ class MlpHead(Head):
         eps: of the inner layer norm; 1e-5 in the official code, 1e-6 in timm.
         common: see `Head`.
     """
+
+    alternatives = {**LinearHead.alternatives, "ratio": 2.0, "eps": 0.1}
+    requires = LinearHead.requires
 
     def __init__(
         self,
@@ -164,6 +184,9 @@ class UpsampleHead(Head):
         ConfigError: a width that is not positive, or differences of something that is not a clip.
     """
 
+    axes = (2, 3)
+    alternatives = {"width": 16, "join": "difference", "norm": "rms_norm", "dropout": 0.5}
+
     def __init__(
         self,
         dim: int,
@@ -179,8 +202,8 @@ class UpsampleHead(Head):
     ) -> None:
         if join == "difference" and (frames or 1) < 2:
             raise OptionError("join", "differences need a clip of at least two frames.")
-        self.maps, self.join, self.width, self.stride = len(dims), join, width, stride
-        super().__init__(dim, num_classes, norm=None, norm_first=False, pool="", dropout=dropout)
+        self.maps, self.join, self.stride = len(dims), join, stride
+        super().__init__(width, num_classes, norm=None, norm_first=False, pool="", dropout=dropout)
         times = (frames or 1) - (join == "difference")
 
         def conv() -> nn.Module:
@@ -197,7 +220,7 @@ class UpsampleHead(Head):
         self.pool = pool
 
     def reset(self, num_classes: int) -> None:
-        self.fc = nn.Linear(self.width, num_classes) if num_classes > 0 else nn.Identity()
+        self.fc = nn.Linear(self.dim, num_classes) if num_classes > 0 else nn.Identity()
 
     def classify(self, x: Tensor) -> Tensor:
         return self.fc(x)
@@ -216,7 +239,9 @@ class UpsampleHead(Head):
         resized = F.interpolate(x.permute(0, 3, 1, 2), size=tuple(size), mode="bilinear", align_corners=False)
         return resized.permute(0, 2, 3, 1)
 
-    def decode(self, maps: Sequence[Tensor], size: Sequence[int], pre_logits: bool = False) -> Tensor:
+    def forward(  # type: ignore[override] - maps in place of tokens, see `Head`
+        self, maps: Sequence[Tensor], *, size: Sequence[int] | None = None, pre_logits: bool = False
+    ) -> Tensor:
         """Maps `(B, H_i, W_i, C_i)` or `(B, T, H_i, W_i, C_i)`, first stage first, to `(B, H, W, K)`.
 
         Args:
@@ -224,6 +249,8 @@ class UpsampleHead(Head):
             size: (H, W) of the image.
             pre_logits: give the features `(B, H, W, width)`.
         """
+        if size is None or isinstance(maps, Tensor):
+            raise ConfigError('head: "upsample" reads the maps of all stages, and the image\'s size; call the model.')
         x = None
         for source, lateral, fuse in zip(reversed(maps), reversed(self.lateral), reversed(self.fuse), strict=True):
             y = lateral(self._joined(source))
@@ -235,7 +262,4 @@ class UpsampleHead(Head):
         x = F.gelu(self.refine(self._resized(x, size)))
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout)
-        return x if pre_logits else self.classify(x)
-
-    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        raise ConfigError('head: "upsample" reads the maps of all stages; call the model, or head.decode.')
+        return x if pre_logits else self.logits(x)

@@ -10,6 +10,7 @@ from typing import Any, Literal, Unpack
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...errors import OptionError
 from ...schema import Probability
 from .blocks import BlockOptions, MetaFormerBlock, scaled_sum
 
@@ -23,6 +24,8 @@ class LanguageBlock(MetaFormerBlock):
         dropout: probability after each branch.
     """
 
+    alternatives = {"norm_placement": "post", "dropout": 0.5}
+
     def __init__(
         self,
         dim: int,
@@ -31,6 +34,8 @@ class LanguageBlock(MetaFormerBlock):
         dropout: Probability = 0.0,
         **common: Unpack[BlockOptions],
     ) -> None:
+        if common.get("res_scale") is not None:
+            raise OptionError("res_scale", "blocks of language models have no scale of their identity paths.")
         super().__init__(dim, **common)
         self.post = norm_placement == "post"
         self.dropout = dropout

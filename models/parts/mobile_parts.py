@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import OptionError
+from ...mixers.part import Part
 from ...schema import Depth, Epsilon, Parts, Positive, Probability, Size
 from .blocks import BLOCKS, Block, BlockOptions, Make, scaled_sum
 from .channel_mixers import CHANNEL_MIXERS, ChannelMixer
 from .heads import HEADS, LinearHead
 from .norms import ACTIVATIONS, NORMS
-from .stems import STEMS, conv_size
+from .stems import STEMS, Stem, conv_size
 
 FUSIONS = Parts("fusion", __name__)
 
@@ -150,7 +151,7 @@ def half(size: tuple[int, int], *, key: str) -> tuple[int, int]:
 
 
 @STEMS.register("inverted_residual")
-class InvertedResidualStem(InvertedResidual):
+class InvertedResidualStem(InvertedResidual, Stem):
     """Downsampling by an inverted residual of stride 2.
 
     Args:
@@ -158,6 +159,9 @@ class InvertedResidualStem(InvertedResidual):
         ratio: hidden channels as a multiple of those before.
         act: activation by name.
     """
+
+    mixes_batch = True
+    alternatives = {"ratio": 2.0, "act": "relu"}
 
     def __init__(self, in_dim: int, dim: int, *, ratio: Positive = 4.0, act: str = "silu") -> None:
         super().__init__(in_dim, ratio=ratio, act=act, out_dim=dim, stride=2)
@@ -168,7 +172,7 @@ class InvertedResidualStem(InvertedResidual):
 
 
 @STEMS.register("mobile")
-class MobileStem(nn.Module):
+class MobileStem(Stem):
     """A 3x3 convolution of stride 2, one inverted residual, one of stride 2, and more without.
 
     Args:
@@ -180,6 +184,8 @@ class MobileStem(nn.Module):
     """
 
     stride = 4
+    mixes_batch = True
+    alternatives = {"widths": (8, 16), "depth": 1, "ratio": 2.0, "act": "relu"}
 
     def __init__(
         self,
@@ -241,8 +247,15 @@ class ChannelsFirstBlock(Block):
         return scaled_sum(x, self.drop_path(branch), self.res_scale, self.layer_scale)
 
 
+class Fusion(nn.Module, Part):
+    """Base of what joins the result of a stage's blocks with what entered them: `fusion(x, y)`, all `(B, H, W, C)`."""
+
+    axes = (2,)
+    mixes_tokens = True
+
+
 @FUSIONS.register("conv")
-class ConvFusion(nn.Module):
+class ConvFusion(Fusion):
     """What stands after the blocks of a stage: norm, 1x1 convolution, and the joint with what entered the stage.
 
     `conv(norm(y))`, then, with `joint`, a 1x1 convolution of the concatenation [x, that]; both with batch norm.
@@ -253,6 +266,9 @@ class ConvFusion(nn.Module):
         act: activation after the second convolution, by name.
         joint: join with the stage's input; without it the first convolution is all.
     """
+
+    mixes_batch = True
+    alternatives = {"norm": "layer_norm", "act": "relu"}
 
     def __init__(self, dim: int, *, norm: Any = "group_norm", act: str = "silu", joint: bool = True) -> None:
         super().__init__()
@@ -277,6 +293,11 @@ class ConvHead(LinearHead):
         norm, norm_first, pool, dropout: see `Head`.
     """
 
+    axes = (2,)
+    mixes_batch = True
+    alternatives = {**LinearHead.alternatives, "ratio": 2.0, "limit": 24, "act": "relu"}
+    requires = {"norm_first": {"norm": "layer_norm", "pool": "max"}}
+
     def __init__(
         self,
         dim: int,
@@ -294,5 +315,5 @@ class ConvHead(LinearHead):
         super().__init__(width, num_classes, norm=norm, norm_first=norm_first, pool=pool, dropout=dropout)
         self.conv = ConvNorm(dim, width, act=act)
 
-    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+    def forward(self, x: Tensor, *, pre_logits: bool = False) -> Tensor:
         return super().forward(self.conv(x), pre_logits=pre_logits)

@@ -15,15 +15,27 @@ from torch import Tensor, nn
 
 from ...errors import OptionError
 from ...mixers.layers import OneNode, rename_parameters
+from ...mixers.part import Part
 from ...schema import OddSize, Parts, Positive, Side
 from .norms import ACTIVATIONS
-from .stems import STEMS, ConvStem
+from .stems import STEMS, ConvStem, Stem
 
 SHORTCUTS = Parts("shortcut", __name__)
 
 
+class Shortcut(nn.Module, Part):
+    """Base of the paths that lead inputs of stages past them: built from the widths of all stages.
+
+    `shortcut(index, x, carried)` gives the input of stage `index` with what has been led to it, of the shape of `x`
+    `(B, H, W, C)`. `carried` is a list of the shortcut's own, empty before stage 0, which it brings up to date.
+    """
+
+    axes = (2,)
+    mixes_tokens = True
+
+
 @STEMS.register("conv_stack")
-class ConvStack(nn.Module):
+class ConvStack(Stem):
     """Overlapping convolutions one after another, `(B, H, W, C_in)` to `(B, H', W', C_out)`.
 
     Each is padded by half a kernel and followed by a norm; an activation stands between them. With the defaults this is
@@ -41,6 +53,8 @@ class ConvStack(nn.Module):
     Raises:
         ConfigError: lists of different lengths, a last ratio other than 1, or an even kernel.
     """
+
+    alternatives = {"ratios": (0.25, 1.0), "strides": (2, 1), "kernel_size": 5, "norm": None, "act": "relu"}
 
     def __init__(
         self,
@@ -78,7 +92,7 @@ class ConvStack(nn.Module):
 
 
 @STEMS.register("multi_scale")
-class MultiScaleStem(OneNode):
+class MultiScaleStem(OneNode, Stem):
     """One linear layer over concentric patches of several sizes. RaftMLP (2021), arXiv:2108.04384.
 
     `(B, H, W, C_in)` to `(B, ceil(H / s), ceil(W / s), C_out)` with s the smallest size; a map that s does not divide
@@ -90,6 +104,7 @@ class MultiScaleStem(OneNode):
         kernels: sides of the patches, multiples of the first, which is also the stride.
     """
 
+    alternatives = {"kernels": (4, 8)}
     formerly: ClassVar = {"bias": "convs.0.bias", **{f"weights.{i}": f"convs.{i}.weight" for i in range(8)}}
 
     def __init__(self, in_dim: int, dim: int, *, kernels: Sequence[Side] = (4,)) -> None:
@@ -135,7 +150,7 @@ class MultiScaleStem(OneNode):
 
 
 @SHORTCUTS.register("grouped_conv")
-class GroupedConvShortcuts(nn.Module):
+class GroupedConvShortcuts(Shortcut):
     """The input of every stage from the second on is led past it and added to the inputs of later stages.
 
     At every step a 2x2 convolution of stride 2, with one group for each channel, halves the grid and doubles the width.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...errors import OptionError
 from ...mixers.layers import on_map
+from ...mixers.part import Part
 from ...schema import Between, Parts, Side
 from .norms import NORMS
 
@@ -22,8 +23,32 @@ def conv_size(size: int, kernel_size: int, stride: int, padding: int) -> int:
     return (size + 2 * padding - kernel_size) // stride + 1
 
 
+class Stem(nn.Module, Part):
+    """Base of stems and downsampling layers: `stem(in_dim, dim, **options)`, `(B, H, W, C_in)` to `(B, H', W', C_out)`.
+
+    `stride` is the side of the pixels, or tokens before, that become one token. A map whose size leaves no grid is
+    refused by `out_size`.
+    """
+
+    axes = (2,)
+    mixes_tokens = True
+    stride: int
+
+    def out_size(self, size: tuple[int, int], *, key: str = "image_size") -> tuple[int, int]:
+        """The grid that comes out for a grid that goes in.
+
+        Args:
+            size: (H, W).
+            key: path of the option that holds the size, for messages.
+
+        Raises:
+            OptionError: a size that the stem cannot take, at the key.
+        """
+        raise NotImplementedError
+
+
 @STEMS.register("conv")
-class ConvStem(nn.Module):
+class ConvStem(Stem):
     """A strided convolution with a norm before or after it, `(B, H, W, C_in)` to `(B, H', W', C_out)`.
 
     The defaults are the stem of PoolFormer; a downsampling layer is the same part with other numbers.
@@ -35,6 +60,9 @@ class ConvStem(nn.Module):
         norm_first: the norm stands before the convolution (downsampling of CAFormer), not after it.
         bias: bias of the convolution.
     """
+
+    alternatives = {"kernel_size": 5, "stride": 2, "padding": 3, "norm": "layer_norm"}
+    requires = {"norm_first": {"norm": "layer_norm"}}
 
     def __init__(
         self,
@@ -89,7 +117,7 @@ class ConvStem(nn.Module):
         if not isinstance(padding, int):
             raise OptionError(key, f"padding {padding!r} of the stem is not a number.")
         if kernel == stride and padding == 0 and any(s % stride for s in size):
-            near = " or ".join(str(max(1, s // stride + d) * stride) for s in size[:1] for d in (0, 1))
+            near = " or ".join(str(n * stride) for n in sorted({max(1, size[0] // stride), size[0] // stride + 1}))
             raise OptionError(
                 key,
                 f"{size[0]}x{size[1]} cannot be divided into patches of {stride}x{stride}; "

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypedDict, Unpack
 
 import numpy as np
@@ -77,6 +78,10 @@ class DigitScenes(Task):
     """
 
     unit: ClassVar[str] = "clips"
+
+    @classmethod
+    def tried_with(cls, folder: Path) -> dict[str, Any] | None:
+        return {"num_train": 24, "num_eval": 8}
 
     def __init__(
         self,

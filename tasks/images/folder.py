@@ -288,6 +288,17 @@ class ImageFolder(StoredImages, name="imagefolder"):
         common: see `StoredImages`.
     """
 
+    @classmethod
+    def tried_with(cls, folder: Path) -> dict[str, Any] | None:
+        from PIL import Image
+
+        for split, count in (("train", 6), ("val", 3), ("test", 3)):
+            for shade, name in ((40, "a"), (200, "b")):
+                (folder / split / name).mkdir(parents=True)
+                for i in range(count):
+                    Image.new("RGB", (24 + i, 20), (shade, 20 * i, len(split))).save(folder / split / name / f"{i}.png")
+        return {"root": str(folder), "image_size": 16}
+
     def __init__(self, *, root: str, num_classes: Size | None = None, **common: Unpack[StoredOptions]) -> None:
         super().__init__(**common)
         self.root, self.num_classes = Path(root).expanduser(), num_classes
@@ -329,6 +340,10 @@ class ImageNet(ImageFolder, name="imagenet"):
         root, num_classes, image_size, crop_scale, flip, color_jitter, erase, randaugment, label_smoothing, mixup,
             cutmix, mix_prob: as in `ImageFolder`.
     """
+
+    @classmethod
+    def tried_with(cls, folder: Path) -> dict[str, Any] | None:
+        return None  # the data must be downloaded
 
     def __init__(
         self,

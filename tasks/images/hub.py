@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Unpack
 
 import torch
@@ -22,6 +23,10 @@ class HuggingFaceImages(StoredImages, name="hfds"):
         input_key, target_key: names of its columns.
         common: see `StoredImages`.
     """
+
+    @classmethod
+    def tried_with(cls, folder: Path) -> dict[str, Any] | None:
+        return None  # the data must be downloaded
 
     def __init__(
         self,

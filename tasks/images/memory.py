@@ -228,6 +228,10 @@ class FashionMnist(MemoryImages, name="fashion_mnist"):
 
     train_size = 55_000
 
+    @classmethod
+    def tried_with(cls, folder: Path) -> dict[str, Any] | None:
+        return None  # the data must be downloaded
+
     def __init__(self, *, root: str | None = None, **common: Unpack[MemoryOptions]) -> None:
         super().__init__(**common)
         self.root = root
@@ -314,6 +318,10 @@ class Cifar10(MemoryImages, name="cifar10"):
     torchvision_name = "CIFAR10"
     folder = "cifar-10-batches-py"
     archive = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+
+    @classmethod
+    def tried_with(cls, folder: Path) -> dict[str, Any] | None:
+        return None  # the data must be downloaded
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ Axis letters: B batch, N tokens of a sequence, T trees, H height, W width. Level
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -148,6 +149,10 @@ class ListOps(SequenceClassification, name="listops"):
 
     vocab_size = len(LISTOPS_SYMBOLS)
     classes = list("0123456789")
+
+    @classmethod
+    def tried_with(cls, folder: Path) -> dict[str, Any] | None:
+        return {"min_length": 5, "max_length": 40, "num_train": 40, "num_eval": 12}
 
     def __init__(
         self,

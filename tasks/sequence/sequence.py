@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, TypedDict
 
 import numpy as np
@@ -172,6 +173,10 @@ class Generated(TokenPrediction):
         num_eval: sequences for validation, and as many for testing.
         seed: of the data; the run's own `seed` changes neither.
     """
+
+    @classmethod
+    def tried_with(cls, folder: Path) -> dict[str, Any] | None:
+        return {"num_train": 40, "num_eval": 12}
 
     def __init__(self, *, num_train: Size = 50_000, num_eval: Size = 2_000, seed: Seed = 0) -> None:
         self.num_train = num_train

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -115,6 +116,10 @@ class KingJamesSections(ByteClasses, name="kjv_sections"):
         max_bytes, use_mask: see `ByteClasses`.
     """
 
+    @classmethod
+    def tried_with(cls, folder: Path) -> dict[str, Any] | None:
+        return None  # the data must be downloaded
+
     def __init__(self, *, max_bytes: Size = 512, use_mask: bool = True) -> None:
         super().__init__(max_bytes=max_bytes, use_mask=use_mask)
 
@@ -147,6 +152,15 @@ class FolderClasses(ByteClasses, name="text_folder"):
         suffixes: of the files that count.
         max_bytes, use_mask: see `ByteClasses`.
     """
+
+    @classmethod
+    def tried_with(cls, folder: Path) -> dict[str, Any] | None:
+        for split, count in (("train", 6), ("val", 3), ("test", 3)):
+            for name in ("a", "b"):
+                (folder / split / name).mkdir(parents=True)
+                for i in range(count):
+                    (folder / split / name / f"{i}.txt").write_text(f"{split} {name} " * (i + 1))
+        return {"root": str(folder), "max_bytes": 48}
 
     def __init__(
         self,
@@ -197,6 +211,10 @@ class HubClasses(ByteClasses, name="hf_text_classes"):
             10% of the training texts apart for validation. `test_split` may be None.
         max_bytes, use_mask: see `ByteClasses`.
     """
+
+    @classmethod
+    def tried_with(cls, folder: Path) -> dict[str, Any] | None:
+        return None  # the data must be downloaded
 
     def __init__(
         self,

@@ -258,6 +258,10 @@ class PythonText(ByteText, name="python_text"):
     files, so the corpus is part of a run's `data.sha256`.
     """
 
+    @classmethod
+    def tried_with(cls, folder: Path) -> dict[str, Any] | None:
+        return {"sequence_length": 64, "eval_bytes": 2000}
+
     def documents(self) -> dict[str, list[Document]]:
         return _by_name(python_sources())
 
@@ -268,6 +272,10 @@ class KingJames(ByteText, name="kjv"):
     A chapter is a document, a verse a line of it; a hash of the chapter's name decides its split: about 90% / 5% / 5%.
     The text is pinned by its checksum.
     """
+
+    @classmethod
+    def tried_with(cls, folder: Path) -> dict[str, Any] | None:
+        return None  # the data must be downloaded
 
     def documents(self) -> dict[str, list[Document]]:
         return _by_name(king_james())
@@ -286,6 +294,11 @@ class TextFiles(ByteText, name="text"):
         suffixes: of the files that count in a folder.
         common: see `ByteText`.
     """
+
+    @classmethod
+    def tried_with(cls, folder: Path) -> dict[str, Any] | None:
+        (folder / "some.txt").write_bytes(bytes(range(256)) * 20)
+        return {"path": str(folder / "some.txt"), "sequence_length": 32}
 
     def __init__(
         self,
@@ -337,6 +350,10 @@ class HubText(ByteText, name="hf_text"):
         max_documents: most rows of a split; None for all.
         common: see `ByteText`.
     """
+
+    @classmethod
+    def tried_with(cls, folder: Path) -> dict[str, Any] | None:
+        return None  # the data must be downloaded
 
     def __init__(
         self,

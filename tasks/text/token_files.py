@@ -6,7 +6,7 @@ Axis letters: B windows of a batch, N tokens of a window, V vocabulary.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Unpack
+from typing import Annotated, Any, ClassVar, Literal, Unpack
 
 import numpy as np
 from torch import Tensor
@@ -39,6 +39,11 @@ class TokenFiles(Windows, name="token_bin"):
 
     metric: ClassVar[str] = "loss"
     higher_is_better: ClassVar[bool] = False
+
+    @classmethod
+    def tried_with(cls, folder: Path) -> dict[str, Any] | None:
+        (np.arange(2000, dtype=np.uint16) % 50).tofile(folder / "train.bin")
+        return {"train": str(folder / "train.bin"), "vocab_size": 50, "val_fraction": 0.2, "sequence_length": 32}
 
     def __init__(
         self,

@@ -53,3 +53,44 @@ def test_an_encoder_refuses_padding_where_a_part_would_mix_it() -> None:
     batched.eval()(ids, mask=mask)
     with pytest.raises(ConfigError, match=r"^mask: BatchNorm takes statistics"):
         batched.train()(ids, mask=mask)
+
+
+DROPS = {"name": "token_pruning", "token_keep_rate": 0.5}
+THEN_PLAIN = [DROPS, "metaformer"]
+THEN_FNET = [{"name": "sparsifiner", "class_token": True}, "fnet"]
+SPARSE = {"dim": 16, "depth": 2, "patch_size": 4, "image_size": [16, 24], "num_classes": 3}
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "said"),
+    [
+        ("vim_small", {"head": "conv"}, r"^model\.head: .*takes 2 grid axes, not sequences"),
+        ("vim_small", {"head": "upsample"}, r"^model\.head: .*takes 2 or 3 grid axes"),
+        ("metaformer_digits", {"head": {"name": "linear", "pool": "token"}}, r"^model\.head\.pool: .*class token"),
+        ("mixer_s16", {"head": {"name": "linear", "pool": "token"}}, r"^model\.head\.pool: .*class token"),
+        ("sparsifiner_deit_small", {"block": DROPS, "head.pool": "avg"}, r"^model\.head\.pool: \"avg\" reads tokens"),
+        ("sparsifiner_deit_small", {"block": THEN_PLAIN, "norm": "group_norm"}, r"^model\.block\[1\]: .*mask"),
+        ("sparsifiner_deit_small", {"block": THEN_PLAIN, "mixer": THEN_FNET}, r'^model\.block\[1\]: "fnet" follows'),
+        ("transformer_tiny", {"objective": "causal_ml"}, r'^model\.objective: "causal_ml".*Did you mean "causal_lm"'),
+        ("transformer_tiny", {"objective": "classify"}, r"^model\.num_classes: classify needs"),
+    ],
+)  # fmt: skip
+def test_a_part_that_does_not_fit_its_place_is_refused(model: str, changes: dict, said: str) -> None:
+    small = SMALL if model == "transformer_tiny" else SPARSE if "head.pool" in changes or "block" in changes else {}
+    with pytest.raises(ConfigError, match=said):
+        create_model(model, **small, **changes)
+
+
+def test_what_is_dropped_is_not_read_by_later_blocks() -> None:
+    """The mask travels to blocks that drop nothing; without it they would read rows of zeros."""
+    torch.manual_seed(0)
+    model = create_model("sparsifiner_deit_small", block=THEN_PLAIN, **SPARSE).eval()
+    seen = []
+    model.stages[1].blocks[0].mixer.register_forward_pre_hook(
+        lambda _, __, given: seen.append(given["mask"]), with_kwargs=True
+    )
+    model.set_grad_checkpointing()
+    y = model(torch.randn(2, 3, 16, 24))
+    assert seen[0].sum(1).tolist() == [13, 13]
+    assert seen[0].shape == (2, 25)
+    y.sum().backward()

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from ..mixers.part import stated
-from ..schema import keyword_options
-from ..training.schedules import SCHEDULES
-from .base import kind_of_part, promise, require
-from .tools import other_values
+from ...mixers.part import stated
+from ...schema import keyword_options
+from ...training.schedules import SCHEDULES
+from ..base import kind_of_part, promise, require
+from ..tools import other_values
 
 KIND = "schedule"
 PEAK, LAST, STEPS, WARMUP = 0.5, 0.05, 40, 8
