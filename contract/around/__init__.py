@@ -1,4 +1,4 @@
-"""Promises of what stands around token mixers: norms and channel mixers, blocks, stems, fusions, shortcuts, heads, schedules."""
+"""Promises of what stands around token mixers: norms, channel mixers, blocks, stems, heads, schedules and the like."""
 
 from . import blocks, heads, layers, schedules, shared, stems
 
