@@ -249,6 +249,18 @@ class VisionBackbone(nn.Module):
         init_weights(self.head, self.config.init_std)
         self.head.to(device=like.device, dtype=like.dtype).train(self.training)
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """`nn.Module.compile`, by default without the layout pass of torch's compiler.
+
+        Where a convolution follows, that pass lays every map out as if its second axis were the channels. Tokens have
+        theirs last, so that each layer before the convolution would read and write across the rows. Named `options`, a
+        `mode` or another `backend` are taken as they are; with `torch.compile(model)` say the same by
+        `options={"layout_optimization": False}`.
+        """
+        if not args and not {"backend", "mode", "options"} & kwargs.keys():
+            kwargs["options"] = {"layout_optimization": False}
+        super().compile(*args, **kwargs)
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute blocks in backward: less memory for about a third more time."""
         self.grad_checkpointing = enable

@@ -52,7 +52,17 @@ class GroupNorm(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+            return self._fusable(x)
         return F.group_norm(x.movedim(-1, 1), 1, self.weight, self.bias, self.eps).movedim(1, -1)
+
+    def _fusable(self, x: Tensor) -> Tensor:
+        # As sums in the order in which the tokens lie, which the compiler makes faster code of than of `group_norm`.
+        flat = x.flatten(1).float() if x.dtype in (torch.float16, torch.bfloat16) else x.flatten(1)
+        centred = flat - flat.mean(1, keepdim=True)
+        normal = centred * (centred.square().mean(1, keepdim=True) + self.eps).rsqrt()
+        y = normal.view(x.shape) * self.weight
+        return (y if self.bias is None else y + self.bias).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.dim}, eps={self.eps}, bias={self.bias is not None}"

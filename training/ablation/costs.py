@@ -306,6 +306,7 @@ def _measure_length(
         figures[label] = {
             "peak_bytes": peak_added(lambda label=label: train(label), ids.device),
             "activation_bytes": measure_activation_bytes(model, ids),
+            "flops": measure_flops(model.eval(), ids),
         }
     names = list(here)
     for i in range(rounds):

@@ -260,6 +260,7 @@ def write_plan(plan: Plan) -> None:
         "code": plan.code,
         "git": report.git_revision(),
         "ablation": plan.ablation.what(),
+        "asked": plan.ablation.asked(),
         "rates": plan.rates,
         "cells": cells,
     }
@@ -298,6 +299,7 @@ def load_plan(folder: Path) -> Plan:
             known = report.runs_of(Path(config.output_dir)) if known is None else known
             cell.jobs = [_job(cell, run["lr"], run["seed"], values["code"], known) for run in entry["runs"]]
             cells.append(cell)
-        return Plan(make(values["ablation"]), cells, values["code"], folder, values["rates"])
+        ablation = make(values["ablation"] | values.get("asked", {}))
+        return Plan(ablation, cells, values["code"], folder, values["rates"])
     except (KeyError, TypeError) as error:
         raise ConfigError(f"ablation: {path} is damaged: {error!r}") from error

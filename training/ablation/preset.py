@@ -16,9 +16,31 @@ from ...errors import ConfigError, OptionError, unknown
 from ...schema import Between, Positive, Seed, Size, build_dataclass
 from ..cli.compose import OWN, load_named_plugins, parse_overrides
 from ..config import CONFIGS
+from . import claims
 
 # Settings of the command line that say how, not what: they are not part of a plan.
 HOW = ("launcher", "workers", "threads", "launcher_options", "retry", "dir")
+# Groups of presets, by the key that chooses one.
+PRESETS = ("ablation", "claim")
+# What is read out of the results, which other runs do not change: written down, but not part of what is run.
+ASKED = ("claim", "expect")
+
+
+@dataclass(kw_only=True)
+class Claim:
+    """What a paper says.
+
+    Attributes:
+        paper: its title.
+        says: the claim, in our words.
+        arxiv: its number; None for a paper elsewhere.
+        published: the figure that the paper gives for it, with its setting.
+    """
+
+    paper: str
+    says: str
+    arxiv: str | None = None
+    published: str = ""
 
 
 @dataclass(kw_only=True)
@@ -70,6 +92,8 @@ class Ablation:
         workers: processes; more than one needs another launcher than "local".
         threads: of PyTorch in each; None divides the machine's cores among the workers.
         launcher_options: passed to the launcher: `ray.init` or submitit's `update_parameters`.
+        claim: of a paper, which `expect` puts to the test; None for a comparison without one.
+        expect: lines such as `strip.top1 > mlp_mixer.top1`, see `claims`; the report gives each a verdict.
         retry: repeat runs that failed; a loss that is not finite counts as an answer otherwise.
         dir: the folder; by default OUTPUT_DIR/ablation-NAME-HASH.
     """
@@ -95,6 +119,8 @@ class Ablation:
     workers: Size = 1
     threads: Size | None = None
     launcher_options: dict[str, Any] = field(default_factory=dict)
+    claim: Any = None
+    expect: list[str] = field(default_factory=list)
     retry: bool = False
     dir: str | None = None
 
@@ -119,6 +145,12 @@ class Ablation:
             if not isinstance(self.scaling, Mapping):
                 raise OptionError("scaling", f"{self.scaling!r} is not a mapping.")
             self.scaling = build_dataclass(Scaling, self.scaling, key="scaling")
+        if self.claim is not None and not isinstance(self.claim, Claim):
+            if not isinstance(self.claim, Mapping):
+                raise OptionError("claim", f"{self.claim!r} is not a mapping.")
+            self.claim = build_dataclass(Claim, self.claim, key="claim")
+        for i, line in enumerate(self.expect):
+            claims.parse(line, key=f"expect[{i}]", arms=[*self.arms, *self.mixers])
 
     def points(self) -> list[dict[str, Any]]:
         """The combinations of the values that vary."""
@@ -126,33 +158,37 @@ class Ablation:
 
     def what(self) -> dict[str, Any]:
         """The part that decides which runs there are, in plain containers."""
-        return {key: value for key, value in asdict(self).items() if key not in HOW}
+        return {key: value for key, value in asdict(self).items() if key not in HOW + ASKED}
+
+    def asked(self) -> dict[str, Any]:
+        """The claim and what is expected, in plain containers."""
+        return {key: value for key, value in asdict(self).items() if key in ASKED}
 
 
-def list_ablations() -> list[str]:
-    """Names of the presets in `configs/ablation/`."""
-    return sorted(_presets())
+def list_ablations(kind: str = "ablation") -> list[str]:
+    """Names of the presets in `configs/ablation/`, or of those in `configs/claim/`."""
+    return sorted(_presets(kind))
 
 
-def _presets() -> dict[str, Path]:
+def _presets(kind: str) -> dict[str, Path]:
     """The presets by name: ours, and those that plugins bring."""
-    return {path.stem: path for path in (CONFIGS / "ablation").glob("*.yaml")} | plugins.config_files("ablation")
+    return {path.stem: path for path in (CONFIGS / kind).glob("*.yaml")} | plugins.config_files(kind)
 
 
-def read_preset(name: str) -> dict[str, Any]:
-    """A preset's mapping.
+def read_preset(name: str, kind: str = "ablation") -> dict[str, Any]:
+    """A preset's mapping; `kind` is "ablation" or "claim".
 
     Raises:
         ConfigError: no such preset, or a damaged file.
     """
-    presets = _presets()
+    presets = _presets(kind)
     if name not in presets:
-        raise unknown("ablation", name, presets)
+        raise unknown(kind, name, presets)
     path = presets[name]
     try:
         content = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise ConfigError(f"ablation: {path} cannot be read: {error}") from error
+        raise ConfigError(f"{kind}: {path} cannot be read: {error}") from error
     return {"name": name, **content}
 
 
@@ -213,8 +249,9 @@ def _plain_sweep(parsed: Sequence[Override]) -> dict[str, Any]:
 def from_command_line(overrides: Sequence[str]) -> Ablation:
     """The ablation that `ablation=NAME mixer=a,b seed=0,1 KEY=VALUE ... ablation.KEY=VALUE` asks for.
 
-    `mixer=` chooses arms (of the preset, or any mixer, configuration of a mixer, or pattern), `seed=` the seeds, and
-    `optimizer.lr=` the learning rates. Another key with several values is varied; with one value it holds for all runs.
+    `claim=NAME` is a preset of `configs/claim/`. `mixer=` chooses arms (of the preset, or any mixer, configuration of a
+    mixer, or pattern), `seed=` the seeds, and `optimizer.lr=` the learning rates. Another key with several values is
+    varied; with one value it holds for all runs.
 
     Without a preset it is a plain sweep: nothing is matched unless `ablation.match` says so, one seed is enough, and
     where `mixer` has one value the first other key with several makes the arms.
@@ -224,17 +261,17 @@ def from_command_line(overrides: Sequence[str]) -> Ablation:
     """
     load_named_plugins(overrides)
     parsed = parse_overrides(overrides)
-    names = [o.value() for o in parsed if o.key_or_group == "ablation"]
-    if len(names) > 1 or (names and not isinstance(names[0], str)):
-        raise ConfigError("ablation: one at a time.")
-    values: dict[str, Any] = read_preset(str(names[0])) if names else _plain_sweep(parsed)
+    names = [(str(o.key_or_group), o.value()) for o in parsed if o.key_or_group in PRESETS]
+    if len(names) > 1 or (names and not isinstance(names[0][1], str)):
+        raise ConfigError(f"{names[0][0]}: one at a time.")
+    values: dict[str, Any] = read_preset(names[0][1], names[0][0]) if names else _plain_sweep(parsed)
     makes_arms = values.pop("makes_arms", None)
     values["base"], values["vary"] = list(values.get("base", [])), dict(values.get("vary", {}))
     values["arms"] = {name: dict(arm or {}) for name, arm in (values.get("arms") or {}).items()}
     allowed = {f.name for f in fields(Ablation)} - {"base", "arms"}
     for override, text in zip(parsed, overrides, strict=True):
         key = str(override.key_or_group)
-        if key == "ablation":
+        if key in PRESETS:
             continue
         if key == "resume" and not names and override.value() in ("auto", None):  # a sweep does so by itself
             continue

@@ -18,6 +18,7 @@ from .plan import Plan, load_plan, make_plan, write_plan
 from .preset import Ablation, from_command_line
 from .report.build import build_report
 from .report.collect import COSTS
+from .report.text import verdict_text
 from .work import Board, check_code, forget_failures, work
 
 
@@ -85,6 +86,8 @@ def finish(plan: Plan, display: SweepDisplay, *, complete: bool) -> dict[str, An
             measure(plan, display.say)
         results = build_report(plan)
     display.table(results)
+    for verdict in results["verdicts"]:
+        display.say(f"{verdict['text']}: {verdict['verdict']}. {verdict_text(verdict)}")
     for warning in results["warnings"]:
         display.say(f"note: {warning}")
     display.say(f"report: {plan.folder / 'report.md'}")

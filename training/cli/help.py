@@ -61,7 +61,10 @@ def print_help(overrides: Sequence[str] = ()) -> None:
     width = max(len(text) for text, _ in EXAMPLES)
     for text, meaning in EXAMPLES:
         print(f"  {command} {text:{width}}  {meaning}")
-    print("\nChoices: model=, mixer=, task=, optimizer= and, with -m, ablation=. `python -m mixerzoo list` names them;")
+    print(
+        "\nChoices: model=, mixer=, task=, optimizer= and, with -m, ablation= or claim=. "
+        "`python -m mixerzoo list` names them;"
+    )
     print("mixer=NAME --help explains the options of a mixer, task=NAME --help those of a task.\n\nSettings:")
     settings = _settings()
     keys, values = max(len(k) for k, _, _ in settings), max(len(v) for _, v, _ in settings)

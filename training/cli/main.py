@@ -69,7 +69,7 @@ def _show(arguments: Sequence[str]) -> int:
     overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
     rest = [a for a in arguments if a not in overrides]
     for text in overrides:
-        if text.startswith(("ablation=", "ablation.", "search.")):
+        if text.startswith(("ablation=", "ablation.", "claim=", "search.")):
             raise ConfigError(f"{text}: --cfg and the like show the configuration of runs; leave this out.")
     rewritten = rewrite(overrides)
     register_groups(rewritten)
@@ -111,7 +111,7 @@ def _start(arguments: Sequence[str]) -> int:
                 f"{flag}: there is no such option. Settings are written key=value; -m runs a sweep; --help shows all."
             )
     swept = flags and not any(text.startswith(("hydra/", "+hydra", "hydra.", "search.")) for text in overrides)
-    if swept or any(text.startswith(("ablation=", "ablation.")) for text in overrides):
+    if swept or any(text.startswith(("ablation=", "ablation.", "claim=")) for text in overrides):
         from ..ablation.sweep import main as ablate
 
         return ablate(overrides)
@@ -189,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = 2
     except Interrupted as stop:
         given = sys.argv[1:] if arguments is None else arguments
-        whole = any(a in ("-m", "--multirun") or a.startswith(("ablation", "search.")) for a in given)
+        whole = any(a in ("-m", "--multirun") or a.startswith(("ablation", "claim=", "search.")) for a in given)
         again = "the same command" if whole else f"{program()} {argument('resume', stop.folder)}"
         print(f"stopped at step {stop.step} and saved. Continue with: {again}", file=sys.stderr)
         code = 128 + stop.number

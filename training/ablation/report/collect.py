@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics as std
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 
 from ... import run_folder as report
 from ...identity import data_differences
+from ..claims import judge, parse
 from ..plan import Cell, Job, Plan, open_task
 from ..work import best_rate, failure, rates_of
 from .statistics import ENOUGH_SEEDS, holm, paired_p, summarise
@@ -60,10 +62,15 @@ def collect(plan: Plan) -> dict[str, Any]:
     for point in plan.ablation.points():
         _compare([c for c in cells if c["point"] == point], str(plan.ablation.reference))
     results["warnings"] = _warnings(plan, cells)
+    results["claim"] = None if plan.ablation.claim is None else asdict(plan.ablation.claim)
     for cell in cells:
         for run in cell["runs"]:
             del run["summary"]
     results["cells"] = cells
+    results["verdicts"] = [
+        asdict(judge(parse(line, key=f"ablation.expect[{i}]"), results, key=f"ablation.expect[{i}]"))
+        for i, line in enumerate(plan.ablation.expect)
+    ]
     return results
 
 

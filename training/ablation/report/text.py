@@ -8,6 +8,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..claims import overall
+
 
 def si(value: float | None, digits: int = 3) -> str:
     """A number with k, M, G, T: 122674 as 123k."""
@@ -80,6 +82,7 @@ def markdown(results: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
     lines = [f"# {results['title']}", ""]
     if results["description"]:
         lines += [" ".join(results["description"].split()), ""]
+    lines += [*claim_lines(results)]
     lines += [*fairness(results), ""]
     points = []
     for cell in results["cells"]:
@@ -101,6 +104,34 @@ def markdown(results: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
     lines += [f"    {cell['command']}" for cell in results["cells"]]
     lines += ["", where(results)]
     return "\n".join(lines) + "\n"
+
+
+def verdict_text(verdict: Mapping[str, Any]) -> str:
+    """A verdict in a sentence."""
+    gap = (
+        ""
+        if verdict["left"] is None or not math.isfinite(verdict["left"])
+        else (f"{si(verdict['left'], 4)} against {si(verdict['right'], 4)}")
+    )
+    if gap and verdict["seeds"] > 1:
+        gap += f"; the difference is {verdict['low']:+.4g} to {verdict['high']:+.4g} (95%, {verdict['seeds']} seeds)"
+    return ". ".join(part for part in (gap, verdict["why"]) if part)
+
+
+def claim_lines(results: Mapping[str, Any]) -> list[str]:
+    """The claim that is put to the test and the verdict on each line, as Markdown; empty without one."""
+    claim, verdicts = results.get("claim"), results.get("verdicts") or []
+    if not claim and not verdicts:
+        return []
+    lines = ["## The claim" if claim else "## What was expected", ""]
+    if claim:
+        number = f" (arXiv:{claim['arxiv']})" if claim["arxiv"] else ""
+        lines += [f"{claim['paper']}{number}: {claim['says']}"]
+        lines += [f"Published: {claim['published']}", ""] if claim["published"] else [""]
+        lines += [f"Verdict: **{overall([v['verdict'] for v in verdicts])}**.", ""]
+    lines += ["| expected | verdict | measured |", "|---|---|---|"]
+    lines += [f"| `{v['text']}` | {v['verdict']} | {verdict_text(v)} |" for v in verdicts]
+    return [*lines, ""]
 
 
 def _growth(results: Mapping[str, Any]) -> list[str]:

@@ -35,6 +35,9 @@ def _kinds() -> dict[str, Callable[[], dict[str, str]]]:
         "models": lambda: dict.fromkeys(list_models(), ""),
         "tasks": lambda: {name: _first_line(task_class(name).__doc__) for name in list_tasks()},
         "ablations": lambda: {name: str(read_preset(name).get("title", "")) for name in list_ablations()},
+        "claims": lambda: {
+            name: " ".join(read_preset(name, "claim")["claim"]["says"].split()) for name in list_ablations("claim")
+        },
     }
     list_models()  # every part is registered then
     list_mixers()
