@@ -264,7 +264,7 @@ def from_command_line(overrides: Sequence[str]) -> Ablation:
     names = [(str(o.key_or_group), o.value()) for o in parsed if o.key_or_group in PRESETS]
     if len(names) > 1 or (names and not isinstance(names[0][1], str)):
         raise ConfigError(f"{names[0][0]}: one at a time.")
-    values: dict[str, Any] = read_preset(names[0][1], names[0][0]) if names else _plain_sweep(parsed)
+    values: dict[str, Any] = read_preset(str(names[0][1]), names[0][0]) if names else _plain_sweep(parsed)
     makes_arms = values.pop("makes_arms", None)
     values["base"], values["vary"] = list(values.get("base", [])), dict(values.get("vary", {}))
     values["arms"] = {name: dict(arm or {}) for name, arm in (values.get("arms") or {}).items()}
