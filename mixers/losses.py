@@ -10,7 +10,7 @@ A part calls `aux_loss("balance", value)` in its forward. It need not know who c
 from __future__ import annotations
 
 import contextlib
-import threading
+import contextvars
 from collections.abc import Iterator, Mapping
 
 from torch import Tensor
@@ -35,11 +35,9 @@ class Losses(Mapping[str, Tensor]):
         return len(self.values_of)
 
 
-class _Collecting(threading.local):  # no ContextVar, which the compiler of PyTorch 2.10 cannot read
-    values: dict[str, list[Tensor]] | None = None
-
-
-_COLLECTING = _Collecting()
+_COLLECTING: contextvars.ContextVar[dict[str, list[Tensor]] | None] = contextvars.ContextVar(
+    "mixerzoo_losses", default=None
+)
 
 
 def aux_loss(name: str, value: Tensor) -> None:
@@ -54,7 +52,7 @@ def aux_loss(name: str, value: Tensor) -> None:
     """
     if value.ndim:
         raise ConfigError(f'aux_loss("{name}"): a scalar is needed, not a tensor of shape {tuple(value.shape)}.')
-    collected = _COLLECTING.values
+    collected = _COLLECTING.get()
     if collected is not None:
         collected.setdefault(name, []).append(value)
 
@@ -65,9 +63,9 @@ def collect_losses() -> Iterator[Losses]:
 
     The backward pass belongs behind the block: layers that are recomputed there do not count twice.
     """
-    losses, outer = Losses(), _COLLECTING.values
-    _COLLECTING.values = losses.values_of
+    losses = Losses()
+    token = _COLLECTING.set(losses.values_of)
     try:
         yield losses
     finally:
-        _COLLECTING.values = outer
+        _COLLECTING.reset(token)
