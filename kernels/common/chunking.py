@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._higher_order_ops.scan import scan
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from .dispatch import at_most, is_exporting
 
@@ -102,9 +103,17 @@ def fold(step: Callable[..., tuple[Tensor, Tensor]], state: Tensor, *parts: Tens
 
     def body(carried: Tensor, part: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         after, kept = step(carried, *part)
-        return after.contiguous(), kept  # the strides of states must stay
+        return _packed(after), kept  # the strides of states must stay
 
-    return scan(body, state.contiguous(), parts)
+    return scan(body, _packed(state), parts)
+
+
+def _packed(state: Tensor) -> Tensor:
+    """With the strides of its shape. `contiguous` leaves those along an axis of length 1 as they are, so a batch of one
+    is viewed anew; a batch of any size is not, as the exporter would fix it.
+    """
+    state = state.contiguous()
+    return state.view(-1).view(state.shape) if statically_known_true(state.shape[0] == 1) else state
 
 
 def carry_states(update: Tensor, decay: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:

@@ -133,7 +133,9 @@ def masked_head() -> tuple[nn.Module, State, Tensor, Tensor]:
     x = random(9, 2, 3, 4)
     hidden = F.gelu(F.linear(x, old["dense.weight"], old["dense.bias"]))
     hidden = F.layer_norm(hidden, (4,), old["norm.weight"], old["norm.bias"], 1e-6)
-    head = MaskedLMHead(4, 7, tied=False, norm={"name": "layer_norm", "eps": 1e-6}, act="gelu")
+    head = MaskedLMHead(
+        4, vocab_size=7, tie_embeddings=False, norm={"name": "layer_norm", "eps": 1e-6}, head_act="gelu"
+    )
     return head, old, x, F.linear(hidden, old["weight"], old["bias"])
 
 

@@ -17,6 +17,12 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def afresh() -> None:
+    """The exporter compiles what a loop over chunks calls, and would take what it compiled for other sizes before."""
+    torch._dynamo.reset()
+
+
 @pytest.mark.filterwarnings("ignore")  # of the exporter
 @pytest.mark.parametrize("name", SMALL)
 def test_exported_and_in_onnx(name: str, tmp_path: Path) -> None:

@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..training.ablation.claims import judge, overall, parse
-from ..training.ablation.preset import from_command_line, list_ablations
-from ..training.ablation.report.text import si, verdict_text
-from .markdown import replaced
+from ...training.ablation.claims import judge, overall, parse
+from ...training.ablation.preset import from_command_line, list_ablations
+from ...training.ablation.report.text import si, verdict_text
+from ..markdown import replaced
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 STORE = ROOT / "docs" / "results" / "claims"
 PAGE = ROOT / "docs" / "claims.md"
 
@@ -103,7 +102,3 @@ def main(folders: Sequence[str]) -> None:
     for folder in folders:
         print(keep(Path(folder)))
     PAGE.write_text(render(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
